@@ -1,0 +1,51 @@
+"""Every decision, and the bookkeeping that decisions need. Pure Python: no tensors, no threads, no clock."""
+
+from treadle.scheduler.commands import (
+    AbortCall,
+    AppendPrompt,
+    CallFinished,
+    Command,
+    Decision,
+    EndProgram,
+    ErrorCode,
+    Event,
+    FinishReason,
+    OpenProgram,
+    ProgramEnded,
+    Rejected,
+    SamplingParams,
+    SubmitCall,
+    TokenLogprob,
+    TokensOut,
+    Usage,
+)
+from treadle.scheduler.core import Scheduler, SchedulerConfig
+from treadle.scheduler.plan import PageWrite, Row, RowOutput, StepPlan, StepResult, TokenWrite
+
+__all__ = [
+    "AbortCall",
+    "AppendPrompt",
+    "CallFinished",
+    "Command",
+    "Decision",
+    "EndProgram",
+    "ErrorCode",
+    "Event",
+    "FinishReason",
+    "OpenProgram",
+    "PageWrite",
+    "ProgramEnded",
+    "Rejected",
+    "Row",
+    "RowOutput",
+    "SamplingParams",
+    "Scheduler",
+    "SchedulerConfig",
+    "StepPlan",
+    "StepResult",
+    "SubmitCall",
+    "TokenLogprob",
+    "TokenWrite",
+    "TokensOut",
+    "Usage",
+]

@@ -1,0 +1,196 @@
+"""What goes into the scheduler and what comes out: frozen dataclasses of plain values, the wire format too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen. The scheduler reads `stop_token_ids`; the rest is for the engine.
+
+    Attributes:
+        temperature: 0 chooses the most likely token.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Keep the smallest set of tokens whose probabilities reach this sum.
+        min_p: Drop tokens less likely than this share of the most likely one.
+        repetition_penalty: Divides (multiplies, if negative) the logits of every token seen so far (CTRL, 2019).
+        presence_penalty: Subtracted from the logit of every token generated so far.
+        frequency_penalty: The same, times the number of occurrences.
+        logit_bias: Pairs of token id and a value added to its logit.
+        seed: The same seed gives the same tokens, whatever else is in the batch.
+        stop: Strings that end the call; the text ends before them.
+        stop_token_ids: Tokens that end the call; the token is reported, its text is not.
+        logprobs: How many most likely alternatives to report with each token; None reports no logprobs at all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenProgram:
+    """Begins a program. Its calls name it; its account is kept until `EndProgram`."""
+
+    program_id: str
+    kind: str = ""
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitCall:
+    """Adds a call to a program.
+
+    Attributes:
+        token_ids: The prompt, or its leading part if the call is `open`.
+        max_tokens: Most tokens to generate; None means as many as the context holds.
+        open: The prompt is not complete: compute what is known, sample nothing, wait for `AppendPrompt`.
+        fork_of: A live call with the same complete prompt. This call shares its pages, and computes the last prompt
+            token only.
+    """
+
+    call_id: str
+    program_id: str
+    token_ids: tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int | None = None
+    open: bool = False
+    fork_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AppendPrompt:
+    """Appends tokens to the prompt of an open call; `close` completes it."""
+
+    call_id: str
+    token_ids: tuple[int, ...]
+    close: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AbortCall:
+    """Ends a call, at any moment."""
+
+    call_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndProgram:
+    """Ends a program: its live calls are aborted and its account is closed."""
+
+    program_id: str
+
+
+Command: TypeAlias = OpenProgram | SubmitCall | AppendPrompt | AbortCall | EndProgram
+
+ErrorCode: TypeAlias = Literal[
+    "duplicate_id",
+    "unknown_program",
+    "unknown_call",
+    "not_open",
+    "bad_fork",
+    "empty_prompt",
+    "bad_token",
+    "bad_max_tokens",
+    "bad_sampling",
+    "prompt_too_long",
+    "overloaded",
+    "engine",
+]
+FinishReason: TypeAlias = Literal["stop", "length", "aborted", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Where the tokens and the time of a call, or of a whole program, went.
+
+    Attributes:
+        cached: Prompt tokens whose KV was found in the prefix tree or shared by a fork.
+        prefilled: Prompt tokens computed for the first time.
+        re_prefilled: Tokens computed again, because their pages had been taken away.
+        decoded: Tokens generated.
+        steps: Steps that computed something for it.
+        queued_s: Seconds in which it had work to do and held no slot.
+        service_s: Attained service: its share, by tokens, of the duration of its steps.
+    """
+
+    cached: int = 0
+    prefilled: int = 0
+    re_prefilled: int = 0
+    decoded: int = 0
+    steps: int = 0
+    queued_s: float = 0.0
+    service_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural logarithms of probabilities, before penalties and temperature."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokensOut:
+    """Tokens that a call has generated. `text` holds back what may be half a character or part of a stop string."""
+
+    call_id: str
+    token_ids: tuple[int, ...]
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CallFinished:
+    """The last event of a call. `text` is what was still held back."""
+
+    call_id: str
+    reason: FinishReason
+    usage: Usage
+    text: str = ""
+    error: ErrorCode | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramEnded:
+    """The last event of a program, with its account."""
+
+    program_id: str
+    calls: int
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A command that names something that is not there, or not in that state. Nothing was changed."""
+
+    subject: str
+    error: ErrorCode
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One line of the scheduler's log: what it did, to whom and why."""
+
+    time: float
+    action: str
+    subject: str
+    reason: str
+
+
+Event: TypeAlias = TokensOut | CallFinished | ProgramEnded | Rejected

@@ -1,0 +1,348 @@
+"""The scheduler: commands and step results in, events and step plans out. No clock, no thread, no tensor."""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from treadle.scheduler.call import Call, Program, Status
+from treadle.scheduler.commands import (
+    AbortCall,
+    AppendPrompt,
+    CallFinished,
+    Command,
+    Decision,
+    EndProgram,
+    ErrorCode,
+    Event,
+    FinishReason,
+    OpenProgram,
+    ProgramEnded,
+    Rejected,
+    SubmitCall,
+    TokensOut,
+    Usage,
+)
+from treadle.scheduler.limits import Limits, Problem
+from treadle.scheduler.memory import CallMemory
+from treadle.scheduler.plan import Row, RowOutput, StepPlan, StepResult
+from treadle.scheduler.planner import Planner
+from treadle.scheduler.policies import ORDERS, RETENTIONS
+from treadle.scheduler.roster import Roster
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Sizes and policies.
+
+    Attributes:
+        num_pages: Pages of KV in the pool.
+        vocab_size: Token ids are below this.
+        max_context: Most tokens of a call, prompt and generation together; a small pool allows fewer.
+        page_size: Tokens in a page.
+        num_slots: Most calls that run at once.
+        max_step_tokens: Most tokens computed in one step; longer prompts are computed in chunks.
+        order, retention: Names of policies.
+        prefix_cache: Whether calls share pages with what other calls computed.
+        max_calls, max_programs: Live ones; more are refused.
+        max_decisions: How many lines the decision log keeps.
+    """
+
+    num_pages: int
+    vocab_size: int
+    max_context: int
+    page_size: int = 16
+    num_slots: int = 64
+    max_step_tokens: int = 512
+    order: str = "program-fcfs"
+    retention: str = "lru"
+    prefix_cache: bool = True
+    max_calls: int = 8192
+    max_programs: int = 8192
+    max_decisions: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("num_pages", "page_size", "num_slots", "max_step_tokens", "max_calls", "max_programs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+class Scheduler:
+    """Decides what each step computes.
+
+    `plan` may be called again before the result of the plan before it is known (the engine then runs one step ahead);
+    results are completed in the order of their plans. The same commands, results and times give the same decisions.
+    """
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.limits = Limits(config.max_context, config.num_pages * config.page_size, config.vocab_size)
+        self.decisions: deque[Decision] = deque(maxlen=config.max_decisions)
+        retention = _choose("retention", config.retention, RETENTIONS)()
+        order = _choose("order", config.order, ORDERS)()
+        self.memory = CallMemory(config.num_pages, config.page_size, retention)
+        self._roster = Roster(config.num_slots, order)
+        self._planner = Planner(self.memory, self._roster, config.max_step_tokens, self._decide)
+        self._programs: dict[str, Program] = {}
+        self._calls: dict[str, Call] = {}
+        self._in_flight: deque[tuple[StepPlan, list[tuple[Call, int]]]] = deque()
+        self._num_arrivals = 0
+        self._num_steps = 0
+
+    # Commands
+
+    def apply(self, command: Command, now: float) -> list[Event]:
+        """Carries out one command. What cannot be done is answered by an event, never by an exception."""
+        match command:
+            case OpenProgram():
+                return self._open_program(command)
+            case SubmitCall():
+                return self._submit(command, now)
+            case AppendPrompt():
+                return self._append(command, now)
+            case AbortCall():
+                call = self._calls.get(command.call_id)
+                if call is None:
+                    return [_no_such_call(command.call_id)]
+                return [self._finish(call, "aborted", now)]
+            case EndProgram():
+                return self._end_program(command, now)
+
+    def _open_program(self, command: OpenProgram) -> list[Event]:
+        if command.program_id in self._programs:
+            text = f"program {command.program_id!r} is open already; use another id, or end it first"
+            return [Rejected(command.program_id, "duplicate_id", text)]
+        if len(self._programs) >= self.config.max_programs:
+            text = f"{self.config.max_programs} programs are open; end one, or try again later"
+            return [Rejected(command.program_id, "overloaded", text)]
+        self._programs[command.program_id] = Program(
+            command.program_id, command.kind, command.tenant, self._next_arrival()
+        )
+        return []
+
+    def _submit(self, command: SubmitCall, now: float) -> list[Event]:
+        problem = self._submit_problem(command)
+        if problem is not None:
+            code, text = problem
+            if command.call_id in self._calls:
+                return [Rejected(command.call_id, code, text)]
+            return [CallFinished(command.call_id, "error", Usage(), error=code, message=text)]
+        program = self._programs[command.program_id]
+        parent = self._calls[command.fork_of] if command.fork_of is not None else None
+        call = Call(
+            id=command.call_id,
+            program=program,
+            namespace=program.tenant if self.config.prefix_cache else f"{program.tenant}/{command.call_id}",
+            arrival=self._next_arrival(),
+            tokens=array("i", command.token_ids),
+            sampling=command.sampling,
+            max_tokens=command.max_tokens,
+            open=command.open,
+            fork_of=parent,
+            num_prompt_tokens=len(command.token_ids),
+            waiting_since=now,
+            stop_token_ids=frozenset(command.sampling.stop_token_ids),
+        )
+        self._calls[call.id] = program.calls[call.id] = call
+        program.num_calls += 1
+        if call.max_tokens is None and not call.open:
+            call.max_tokens = self.limits.max_context - call.num_prompt_tokens
+        if parent is not None and not parent.prompt_computed:
+            parent.forks.append(call)
+            self._decide(now, "park", call.id, f"forks {parent.id}, whose prompt is not computed yet")
+        elif call.tokens:
+            self._roster.enqueue(call, now)
+        return []
+
+    def _submit_problem(self, command: SubmitCall) -> Problem:
+        if command.call_id in self._calls:
+            return "duplicate_id", f"call {command.call_id!r} is live already; use another id"
+        program = self._programs.get(command.program_id)
+        if program is None:
+            return "unknown_program", f"program {command.program_id!r} is not open; send OpenProgram first"
+        if len(self._calls) >= self.config.max_calls:
+            return "overloaded", f"{self.config.max_calls} calls are live; try again later"
+        if not command.token_ids and not command.open:
+            return "empty_prompt", "the prompt has no tokens; give at least one"
+        if command.fork_of is not None and not self._can_fork(command, program):
+            text = f"{command.fork_of!r} is not a live call of this tenant with the same, complete prompt"
+            return "bad_fork", f"{text}; submit the call without fork_of"
+        return self.limits.tokens(command.token_ids) or self.limits.length(len(command.token_ids), command.max_tokens)
+
+    def _can_fork(self, command: SubmitCall, program: Program) -> bool:
+        parent = self._calls.get(command.fork_of or "")
+        if parent is None or parent.open or command.open or parent.program.tenant != program.tenant:
+            return False
+        return tuple(parent.tokens[: parent.num_prompt_tokens]) == command.token_ids
+
+    def _append(self, command: AppendPrompt, now: float) -> list[Event]:
+        call = self._calls.get(command.call_id)
+        if call is None:
+            return [_no_such_call(command.call_id)]
+        if not call.open:
+            text = f"the prompt of call {call.id!r} is complete; submit it with open=True to append to it"
+            return [Rejected(call.id, "not_open", text)]
+        num_prompt = call.num_prompt_tokens + len(command.token_ids)
+        problem = self.limits.tokens(command.token_ids) or self.limits.length(num_prompt, call.max_tokens)
+        if problem is None and command.close and num_prompt == 0:
+            problem = "empty_prompt", "the prompt has no tokens; give at least one"
+        if problem is not None:
+            return [self._finish(call, "error", now, *problem)]
+        call.tokens.extend(command.token_ids)
+        call.num_prompt_tokens = num_prompt
+        call.open = not command.close
+        if command.close and call.max_tokens is None:
+            call.max_tokens = self.limits.max_context - num_prompt
+        if call.status is Status.PARKED and (command.token_ids or command.close):
+            self._roster.enqueue(call, now)
+        elif call.status is Status.WAITING:
+            self._roster.reorder()
+        return []
+
+    def _end_program(self, command: EndProgram, now: float) -> list[Event]:
+        program = self._programs.get(command.program_id)
+        if program is None:
+            text = f"program {command.program_id!r} is not open; it may have ended already"
+            return [Rejected(command.program_id, "unknown_program", text)]
+        events: list[Event] = [self._finish(call, "aborted", now) for call in list(program.calls.values())]
+        del self._programs[program.id]
+        return [*events, ProgramEnded(program.id, program.num_calls, program.tally.usage())]
+
+    # Steps
+
+    def plan(self, now: float) -> StepPlan | None:
+        """The next step; None if nothing can be computed before a command or a result comes."""
+        planned = self._planner.plan(self._num_steps + 1, now)
+        if planned is None:
+            return None
+        plan, calls = planned
+        self._num_steps += 1
+        self.memory.step_launched(plan.step_id)
+        self._in_flight.append((plan, [(call, call.epoch) for call in calls]))
+        return plan
+
+    def complete(self, result: StepResult, now: float) -> list[Event]:
+        """Takes the result of the oldest plan in flight: tokens are appended, pages published, calls ended."""
+        plan, calls = self._in_flight.popleft()
+        assert plan.step_id == result.step_id, f"result of step {result.step_id}, expected {plan.step_id}"
+        self.memory.step_completed(plan.step_id)
+        outputs = {output.call_id: output for output in result.outputs}
+        failed = dict(result.failed)
+        seconds_per_token = result.duration / plan.num_tokens
+        events: list[Event] = []
+        for row, (call, epoch) in zip(plan.rows, calls, strict=True):
+            if call.status is Status.FINISHED:
+                self._decide(now, "drop", call.id, f"step {plan.step_id} was launched before the call ended")
+            elif row.call_id in failed:
+                call.num_pending -= row.sample
+                events.append(self._finish(call, "error", now, "engine", failed[row.call_id]))
+            else:
+                if call.epoch == epoch:
+                    self._advance(call, row, row.count * seconds_per_token, now)
+                if row.sample:
+                    events += self._commit(call, outputs[row.call_id], call.epoch == epoch, now)
+                elif call.epoch == epoch and call.num_computed_tokens == call.num_tokens:
+                    self._park(call, now)
+        return events
+
+    def _advance(self, call: Call, row: Row, service_s: float, now: float) -> None:
+        """A row was computed: its full pages are published, and the forks that waited for the prompt can start."""
+        call.account_computed(row.start, row.end, service_s)
+        call.num_computed_tokens = row.end
+        for index, page in self.memory.publish(call, now):
+            self._decide(now, "share", call.id, f"page {index} was computed twice; uses page {page} from now on")
+            call.num_sent_pages = min(call.num_sent_pages, index)
+        if call.forks and call.prompt_computed:
+            self._release_forks(call, now)
+
+    def _commit(self, call: Call, output: RowOutput, keeps_slot: bool, now: float) -> list[Event]:
+        """Appends a sampled token, and ends the call if it was the last."""
+        call.num_pending -= 1
+        call.tokens.append(output.token_id)
+        call.num_sent_tokens += keeps_slot
+        call.tally.decoded += 1
+        logprobs = (output.logprob,) if output.logprob is not None else ()
+        events: list[Event] = [TokensOut(call.id, (output.token_id,), output.text, logprobs)]
+        if output.stop or output.token_id in call.stop_token_ids:
+            events.append(self._finish(call, "stop", now))
+        elif call.max_tokens is not None and len(call.tokens) - call.num_prompt_tokens >= call.max_tokens:
+            events.append(self._finish(call, "length", now))
+        return events
+
+    def _park(self, call: Call, now: float) -> None:
+        """All known tokens are computed: the slot is given up. What was computed stays, as long as memory lasts."""
+        self.memory.detach(call, now, keep_tail=True)
+        self._roster.leave(call, Status.PARKED, now)
+        if not call.open:
+            self._roster.enqueue(call, now)
+
+    def _release_forks(self, parent: Call, now: float) -> None:
+        for fork in parent.forks:
+            if fork.status is Status.PARKED:
+                self._roster.enqueue(fork, now)
+        parent.forks.clear()
+
+    def _finish(
+        self, call: Call, reason: FinishReason, now: float, error: ErrorCode | None = None, message: str = ""
+    ) -> CallFinished:
+        if call.node is not None:
+            self.memory.detach(call, now)
+        else:
+            self.memory.forget_tail(call)
+        self._roster.leave(call, Status.FINISHED, now)
+        self._release_forks(call, now)
+        program = call.program
+        program.tally.add(call.tally)
+        del self._calls[call.id], program.calls[call.id]
+        self._decide(now, "finish", call.id, message or reason)
+        return CallFinished(call.id, reason, call.tally.usage(), error=error, message=message)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps launched and not completed."""
+        return len(self._in_flight)
+
+    @property
+    def num_running(self) -> int:
+        """Calls that hold a slot."""
+        return len(self._roster.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Calls that have work to do and hold no slot."""
+        return len(self._roster.waiting())
+
+    def check_integrity(self) -> None:
+        """Asserts everything that must hold between any two calls of this class. For tests: it walks all state."""
+        self._roster.check_integrity(self._calls.values())
+        self.memory.check_integrity(self._roster.running)
+        for call in self._calls.values():
+            assert self._programs[call.program.id].calls[call.id] is call
+            assert call.num_computed_tokens <= call.num_planned_tokens <= call.num_tokens
+            assert (call.node is not None) == (call.status is Status.RUNNING)
+        if not self._in_flight:
+            for call in self._calls.values():
+                assert call.num_pending == 0 and call.num_computed_tokens == call.num_planned_tokens
+            assert self.memory.num_deferred == 0
+
+    def _decide(self, now: float, action: str, subject: str, reason: str) -> None:
+        self.decisions.append(Decision(now, action, subject, reason))
+
+    def _next_arrival(self) -> int:
+        self._num_arrivals += 1
+        return self._num_arrivals
+
+
+def _no_such_call(call_id: str) -> Rejected:
+    return Rejected(call_id, "unknown_call", f"call {call_id!r} is not live; it may have ended already")
+
+
+def _choose(what: str, name: str, choices: Mapping[str, type[T]]) -> type[T]:
+    if name not in choices:
+        raise ValueError(f"unknown {what} policy {name!r}; choose one of {', '.join(sorted(choices))}")
+    return choices[name]
