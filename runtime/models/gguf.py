@@ -246,7 +246,7 @@ class _ConfigReader:
         value = self._get(key)
         if value is None:
             value = default
-        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+        if not isinstance(value, int | float) or not 0 < value < 1e15:
             raise self._corrupt(f"{self.architecture}.{key} is {value!r}, not a positive number")
         return float(value)
 
