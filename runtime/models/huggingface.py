@@ -124,7 +124,7 @@ class _Shards:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptModelError(f"{path}: not a safetensors index ({error!r}). Download it again.") from error
         for shard in shard_of.values():
-            if Path(shard).name != shard:
+            if not shard or Path(shard).name != shard:
                 raise CorruptModelError(
                     f"{path}: names {shard!r}, which is not a file of this folder. Do not trust it."
                 )

