@@ -31,6 +31,10 @@ class UnsupportedModelError(ModelError):
     """A well-formed model that Treadle cannot run: its architecture, element type or tokenizer is unknown."""
 
 
+class OverloadedError(TreadleError):
+    """The engine holds as many calls or programs as it may; try again later."""
+
+
 class CallError(TreadleError):
     """A call failed while it ran; other calls are not affected."""
 

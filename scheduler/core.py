@@ -28,7 +28,7 @@ from treadle.scheduler.commands import (
 )
 from treadle.scheduler.limits import Limits, Problem
 from treadle.scheduler.memory import CallMemory
-from treadle.scheduler.plan import Row, RowOutput, StepPlan, StepResult
+from treadle.scheduler.plan import RowOutput, StepPlan, StepResult
 from treadle.scheduler.planner import Planner
 from treadle.scheduler.policies import ORDERS, RETENTIONS
 from treadle.scheduler.roster import Roster
@@ -242,18 +242,18 @@ class Scheduler:
                 call.num_pending -= row.sample
                 events.append(self._finish(call, "error", now, "engine", failed[row.call_id]))
             else:
+                call.account_computed(row.start, row.end, row.count * seconds_per_token)
                 if call.epoch == epoch:
-                    self._advance(call, row, row.count * seconds_per_token, now)
+                    self._advance(call, row.end, now)
                 if row.sample:
                     events += self._commit(call, outputs[row.call_id], call.epoch == epoch, now)
                 elif call.epoch == epoch and call.num_computed_tokens == call.num_tokens:
                     self._park(call, now)
         return events
 
-    def _advance(self, call: Call, row: Row, service_s: float, now: float) -> None:
+    def _advance(self, call: Call, end: int, now: float) -> None:
         """A row was computed: its full pages are published, and the forks that waited for the prompt can start."""
-        call.account_computed(row.start, row.end, service_s)
-        call.num_computed_tokens = row.end
+        call.num_computed_tokens = end
         for index, page in self.memory.publish(call, now):
             self._decide(now, "share", call.id, f"page {index} was computed twice; uses page {page} from now on")
             call.num_sent_pages = min(call.num_sent_pages, index)

@@ -1,4 +1,4 @@
-"""Random commands and steps: pages are conserved, every call ends with the right tokens, and a rerun decides the same."""
+"""Random commands and steps: pages are conserved, every call ends with its tokens, and a rerun decides the same."""
 
 from __future__ import annotations
 

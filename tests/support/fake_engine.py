@@ -100,6 +100,9 @@ class FakeEngine:
         assert len({row.slot for row in plan.rows}) == len({row.call_id for row in plan.rows}) == len(plan.rows)
         outputs, failed = [], []
         for row in plan.rows:
+            if row.call_id in self.fail_calls:
+                failed.append((row.call_id, "made to fail"))
+                continue
             state = 1
             for position in range(row.end):
                 state = chain(state, self._token_pool[row.slot, position])
@@ -107,9 +110,7 @@ class FakeEngine:
                 if position >= row.start:
                     self._kv[place] = state
                 assert self._kv[place] == state, f"{row.call_id}: the KV at {position} is not its own"
-            if row.call_id in self.fail_calls:
-                failed.append((row.call_id, "made to fail"))
-            elif row.sample:
+            if row.sample:
                 token = state % self.config.vocab_size
                 self._token_pool[row.slot, row.end] = token
                 outputs.append(RowOutput(row.call_id, token))

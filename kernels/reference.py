@@ -1,0 +1,95 @@
+"""The tensor operations of a decoder in plain torch: the oracle of every faster kernel, and the CPU path.
+
+Shapes: T tokens of a step, H query heads, K key/value heads (H = K * G), D head size, P pages of S tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last dimension, summed in float32."""
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates `[T, heads, D]` by `[T, 1, D]` angles; the two halves of a head are the two components."""
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), -1)
+    return torch.addcmul(x * cos, turned, sin)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """`silu(gate) * up` of `[T, 2 * F]`, gate first."""
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate).mul_(up)
+
+
+def write_kv(cache: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> None:
+    """Stores `[T, K, D]` keys and values in a cache of `[2, P, S, K, D]` at `places = page * S + offset`, `[T]`."""
+    flat = cache.view(2, -1, *cache.shape[3:])
+    flat[0].index_copy_(0, places, keys)
+    flat[1].index_copy_(0, places, values)
+
+
+def copy_pages(cache: Tensor, sources: Tensor, targets: Tensor) -> None:
+    """Copies pages in all layers of `[layers, 2, P, S, K, D]`; reads every source before it writes."""
+    cache[:, :, targets] = cache[:, :, sources]
+
+
+def decode_attention(q: Tensor, cache: Tensor, pages: Tensor, length: int, mask: Tensor | None) -> Tensor:
+    """One query token per row against its paged context.
+
+    Args:
+        q: `[B, H, D]`.
+        cache: Keys and values of the layer, `[2, P, S, K, D]`.
+        pages: `[B, N]`, padded with any valid page.
+        length: Tokens of the longest row.
+        mask: `[B, 1, 1, length]`, minus infinity where a row must not look; None if every row sees everything.
+
+    Returns:
+        `[B, H, D]`.
+    """
+    rows, heads, size = q.shape
+    kv_heads = cache.shape[3]
+    keys, values = _gather(cache, pages, length)
+    # The G query heads that share a key/value head become G query tokens, so that keys are not repeated.
+    grouped = q.view(rows, kv_heads, heads // kv_heads, size)
+    out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
+    return out.reshape(rows, heads, size)
+
+
+def prefill_attention(q: Tensor, cache: Tensor, pages: Tensor, start: int, mask: Tensor | None) -> Tensor:
+    """The `[T, H, D]` queries at positions `start .. start + T` of one row against its paged context.
+
+    Args:
+        pages: `[N]`, the row's pages.
+        mask: `[T, start + T]`, minus infinity where a token must not look; None for plain causal from `start = 0`.
+
+    Returns:
+        `[T, H, D]`.
+    """
+    tokens, heads, size = q.shape
+    kv_heads = cache.shape[3]
+    keys, values = _gather(cache, pages[None], start + tokens)
+    if mask is None:
+        out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], keys, values, is_causal=True, enable_gqa=True)
+        return out[0].transpose(0, 1)
+    group = heads // kv_heads
+    grouped = q.view(tokens, kv_heads, group, size).permute(1, 2, 0, 3).reshape(1, kv_heads, group * tokens, size)
+    out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask.repeat(group, 1))
+    return out.view(kv_heads, group, tokens, size).permute(2, 0, 1, 3).reshape(tokens, heads, size)
+
+
+def _gather(cache: Tensor, pages: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Keys and values, `[B, K, length, D]`, of `[B, N]` pages."""
+    rows, count = pages.shape
+    _, _, page_size, kv_heads, size = cache.shape
+    flat = pages.reshape(-1)
+    shape = rows, count * page_size, kv_heads, size
+    keys = cache[0].index_select(0, flat).view(shape)[:, :length].transpose(1, 2)
+    values = cache[1].index_select(0, flat).view(shape)[:, :length].transpose(1, 2)
+    return keys, values

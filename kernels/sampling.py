@@ -1,0 +1,78 @@
+"""From logits to a token: penalties, temperature, filters, and noise that depends on nothing but seed and position."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def penalize(
+    logits: Tensor, history: Tensor, num_prompt: int, repetition: float, presence: float, frequency: float
+) -> None:
+    """Applies penalties to one row of `[V]` logits, in place.
+
+    Args:
+        history: `[N]` tokens so far, the first `num_prompt` of them the prompt.
+        repetition: Divides positive and multiplies negative logits of all of them (CTRL, arXiv 1909.05858).
+        presence, frequency: Subtracted for generated tokens, once and once for each occurrence.
+    """
+    if repetition != 1.0:
+        seen = torch.unique(history)
+        values = logits[seen]
+        logits[seen] = torch.where(values > 0, values / repetition, values * repetition)
+    if presence or frequency:
+        tokens, counts = torch.unique(history[num_prompt:], return_counts=True)
+        logits[tokens] -= presence + frequency * counts
+
+
+def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:
+    """Minus infinity for all but the `k` `[R]` largest of each row of `[R, V]`; k is at least 1."""
+    k = k.clamp(max=logits.shape[-1])
+    largest = logits.topk(int(k.max()), dim=-1).values
+    threshold = largest.gather(-1, (k - 1)[:, None])
+    return logits.masked_fill(logits < threshold, float("-inf"))
+
+
+def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
+    """Minus infinity outside the smallest set of tokens of each row whose probabilities reach `p` `[R]`."""
+    ordered, index = logits.sort(dim=-1, descending=True)
+    probs = ordered.softmax(-1)
+    before = probs.cumsum(-1) - probs
+    dropped = torch.zeros_like(before, dtype=torch.bool).scatter_(-1, index, before >= p[:, None])
+    dropped.scatter_(-1, index[:, :1], False)
+    return logits.masked_fill(dropped, float("-inf"))
+
+
+def keep_min_p(logits: Tensor, p: Tensor) -> Tensor:
+    """Minus infinity for tokens less likely than `p` `[R]` times the most likely one."""
+    threshold = logits.amax(-1, keepdim=True) + p[:, None].log()
+    return logits.masked_fill(logits < threshold, float("-inf"))
+
+
+def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
+    """Gumbel noise `[R, V]` that is a function of seed, position and token only (counter-based, no generator state).
+
+    Args:
+        seeds, positions: `[R]`, int64.
+    """
+    index = torch.arange(vocab_size, dtype=torch.int32, device=seeds.device)
+    key = _mix(_mix(_low(seeds)) ^ (_low(seeds >> 32) + 0x632BE5AB))
+    key = _mix(key ^ _mix(_low(positions) + 0x1B873593))
+    bits = _mix(_mix(index[None, :] * -1640531527 + key[:, None]) ^ key[:, None])
+    uniform = ((bits >> 8) & 0xFFFFFF).float().add_(0.5).mul_(2.0**-24)
+    return uniform.log_().neg_().log_().neg_()
+
+
+def _low(x: Tensor) -> Tensor:
+    """The low 32 bits of int64, as int32."""
+    x = x & 0xFFFFFFFF
+    return torch.where(x >= 2**31, x - 2**32, x).to(torch.int32)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """An integer hash with good avalanche (the 32-bit "lowbias" finaliser of Wellons' hash prospector)."""
+    x = x ^ ((x >> 16) & 0xFFFF)
+    x = x * 0x7FEB352D
+    x = x ^ ((x >> 15) & 0x1FFFF)
+    x = x * -2073254261
+    return x ^ ((x >> 16) & 0xFFFF)

@@ -1,0 +1,53 @@
+"""Puts an engine together from a model and a configuration."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from treadle.runtime.engine.attention import DeviceState
+from treadle.runtime.engine.config import EngineConfig, default_num_pages, torch_dtype
+from treadle.runtime.engine.device import CPU
+from treadle.runtime.engine.engine import Engine
+from treadle.runtime.engine.runner import Runner
+from treadle.runtime.errors import InvalidRequestError
+from treadle.runtime.models.checkpoint import Checkpoint
+from treadle.runtime.models.decoder import load_decoder
+from treadle.runtime.text.tokenizer import Tokenizer
+from treadle.scheduler import Scheduler, SchedulerConfig
+
+
+def build_engine(checkpoint: Checkpoint, tokenizer: Tokenizer | None, config: EngineConfig) -> Engine:
+    """Loads the weights and sets up an engine on this machine. Without a tokenizer it gives tokens but no text.
+
+    Raises `ModelError` for weights that are missing or damaged, `InvalidRequestError` for settings that cannot be.
+    """
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    model, dtype, device = checkpoint.config, torch_dtype(config.dtype), CPU()
+    max_context = min(config.max_context or model.max_context, model.max_context)
+    num_pages = config.num_pages or default_num_pages(model, dtype, config.page_size, max_context)
+    try:
+        scheduler = Scheduler(
+            SchedulerConfig(
+                num_pages=num_pages,
+                vocab_size=model.vocab_size,
+                max_context=max_context,
+                page_size=config.page_size,
+                num_slots=config.num_slots,
+                max_step_tokens=config.max_step_tokens,
+                order=config.order,
+                retention=config.retention,
+                prefix_cache=config.prefix_cache,
+            )
+        )
+    except ValueError as error:
+        raise InvalidRequestError(str(error)) from None
+    try:
+        state = DeviceState(model, dtype, num_pages, config.page_size, config.num_slots, scheduler.limits.max_context)
+    except (MemoryError, RuntimeError, ValueError) as error:
+        raise InvalidRequestError(f"{num_pages} KV pages do not fit in memory ({error}); use fewer pages") from error
+    runner = Runner(load_decoder(checkpoint, dtype, device.torch_device), state, device)
+    overlap = device.runs_ahead if config.overlap is None else config.overlap
+    return Engine(scheduler, runner, tokenizer, time.perf_counter, overlap=overlap)

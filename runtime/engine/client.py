@@ -1,0 +1,99 @@
+"""How commands reach an engine and events come back, wherever the engine runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
+
+from treadle.runtime.engine.engine import Engine
+from treadle.runtime.errors import EngineClosedError
+from treadle.scheduler import Command, Event
+
+
+class EngineClient(Protocol):
+    """The way to an engine: in a thread, in another process, in a simulator or on another machine."""
+
+    def send(self, commands: Sequence[Command]) -> None:
+        """Hands over commands, in order. Returns at once; raises `EngineClosedError` if the engine is gone."""
+        ...
+
+    def events(self) -> AsyncIterator[tuple[Event, ...]]:
+        """What happened, a batch for each step. Ends when the engine does. Only one reader at a time."""
+        ...
+
+
+class ThreadedEngine:
+    """An engine turned by a thread of this process. Any thread may `send`; one event loop reads `events`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._inbox: queue.SimpleQueue[Sequence[Command] | None] = queue.SimpleQueue()
+        self._outbox: deque[tuple[Event, ...] | None] = deque()
+        self._wake: Callable[[], object] = lambda: None
+        self._closed = False
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="treadle-engine", daemon=True)
+        self._thread.start()
+
+    def send(self, commands: Sequence[Command]) -> None:
+        if self._closed:
+            raise EngineClosedError("the engine is closed; open a new one") from self.failure
+        self._inbox.put(commands)
+
+    async def events(self) -> AsyncIterator[tuple[Event, ...]]:
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the reader's loop may have been closed meanwhile
+                loop.call_soon_threadsafe(woken.set)
+
+        self._wake = wake
+        while True:
+            woken.clear()
+            while self._outbox:
+                batch = self._outbox.popleft()
+                if batch is None:
+                    return
+                yield batch
+            await woken.wait()
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Stops the thread after the step that it is in. Calls that have not ended get no further event."""
+        self._closed = True
+        self._inbox.put(None)
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            idle = False
+            while (events := self._receive(wait=idle)) is not None:
+                stepped = self._engine.step()
+                idle = stepped is None
+                self._publish([*events, *(stepped or ())])
+        except BaseException as error:
+            self.failure = error
+        finally:
+            self._closed = True
+            self._outbox.append(None)
+            self._wake()
+
+    def _receive(self, *, wait: bool) -> list[Event] | None:
+        """Applies the commands that have come, waiting for the first if there is nothing else to do; None to stop."""
+        events: list[Event] = []
+        while wait or not self._inbox.empty():
+            commands = self._inbox.get()
+            if commands is None:
+                return None
+            events += self._engine.apply(commands)
+            wait = False
+        return events
+
+    def _publish(self, events: Sequence[Event]) -> None:
+        if events:
+            self._outbox.append(tuple(events))
+            self._wake()

@@ -1,0 +1,95 @@
+"""How an engine is set up, and what it makes of the machine that it is on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from treadle.runtime.errors import InvalidRequestError
+from treadle.runtime.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    import torch
+
+DType = Literal["auto", "float32", "bfloat16"]
+DTYPES: tuple[DType, ...] = ("auto", "float32", "bfloat16")
+DEFAULT_KV_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Sizes, policies and switches of an engine.
+
+    Attributes:
+        dtype: Of weights and KV; `auto` is bfloat16 where the processor computes with it, else float32.
+        num_pages: Pages of KV; None takes 2 GiB, at most an eighth of the machine's memory, at least one context.
+        page_size: Tokens in a page.
+        num_slots: Most calls that run at once.
+        max_step_tokens: Most tokens computed in one step; longer prompts are computed in chunks.
+        max_context: Most tokens of a call; None takes the model's.
+        order, retention: Names of scheduling policies.
+        prefix_cache: Whether calls share the pages of common prefixes.
+        overlap: Whether a step is launched before the tokens of the one before are read. None: where the device
+            works on its own; a CPU does not, so there it would only delay every token by a step.
+        num_threads: Threads for tensor operations; None leaves torch's choice.
+    """
+
+    dtype: DType = "auto"
+    num_pages: int | None = None
+    page_size: int = 16
+    num_slots: int = 64
+    max_step_tokens: int = 512
+    max_context: int | None = None
+    order: str = "program-fcfs"
+    retention: str = "lru"
+    prefix_cache: bool = True
+    overlap: bool | None = None
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_pages", "page_size", "num_slots", "max_step_tokens", "max_context", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidRequestError(f"{name} is {value}; it must be at least 1")
+        if self.dtype not in DTYPES:
+            raise InvalidRequestError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+
+
+def torch_dtype(dtype: DType) -> torch.dtype:
+    """The element type that `auto` or a name stands for on this machine."""
+    import torch
+
+    if dtype == "auto":
+        return torch.bfloat16 if has_fast_bfloat16() else torch.float32
+    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX); elsewhere float32 is faster."""
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def kv_bytes_per_token(model: ModelConfig, dtype: torch.dtype) -> int:
+    """Keys and values of one token in all layers."""
+    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
+
+
+def default_num_pages(model: ModelConfig, dtype: torch.dtype, page_size: int, max_context: int) -> int:
+    """A pool of 2 GiB, or an eighth of the machine's memory if that is less, but never less than one context."""
+    page_bytes = kv_bytes_per_token(model, dtype) * page_size
+    budget = min(DEFAULT_KV_BYTES, total_memory() // 8)
+    return max(budget // page_bytes, -(-max_context // page_size))
+
+
+def total_memory() -> int:
+    """Bytes of memory that this process may use."""
+    import os
+
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()) != "max":
+        total = min(total, int(text))
+    return total

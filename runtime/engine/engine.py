@@ -1,0 +1,189 @@
+"""The engine: carries out the scheduler's plans, and decides nothing.
+
+One turn of the loop, `step`. With overlap the tokens of a step are read while the device computes the next one::
+
+    host    | plan n | launch n | commit n-1 | sample n | plan n+1 | launch n+1 | commit n | ...
+    device             [ forward n ........... ][sample n]           [ forward n+1 .............
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from treadle.runtime.engine.runner import Forward, Launched, RowToken, Runner, SamplingCall
+from treadle.runtime.engine.sampler import check_sampling
+from treadle.runtime.engine.text import TextStream
+from treadle.runtime.errors import InvalidRequestError
+from treadle.runtime.text.tokenizer import Tokenizer
+from treadle.scheduler import (
+    AppendPrompt,
+    CallFinished,
+    Command,
+    Event,
+    Rejected,
+    Row,
+    RowOutput,
+    Scheduler,
+    StepPlan,
+    StepResult,
+    SubmitCall,
+    Usage,
+)
+
+
+@dataclass(slots=True)
+class _LiveCall:
+    """What the engine keeps of a call: how to sample for it, and its text so far."""
+
+    sampling: SamplingCall
+    text: TextStream
+
+
+@dataclass(slots=True)
+class _Step:
+    """A plan on its way through the engine."""
+
+    plan: StepPlan
+    started: float
+    failed: dict[str, str]
+    forwards: list[Forward]
+    launched: list[Launched]
+
+
+class Engine:
+    """Scheduler, runner and text, turned step by step by whoever owns it. Not thread-safe.
+
+    A call that makes a step raise ends with an error: the step is halved until the culprit is alone, and the others
+    go on.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        tokenizer: Tokenizer | None,
+        clock: Callable[[], float],
+        *,
+        overlap: bool,
+    ) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self._tokenizer = tokenizer
+        self._clock = clock
+        self._overlap = overlap
+        self._calls: dict[str, _LiveCall] = {}
+        self._pending: _Step | None = None
+        self._last_end = clock()
+
+    def apply(self, commands: Iterable[Command]) -> list[Event]:
+        """Takes commands; what they end or refuse at once is in the events."""
+        events: list[Event] = []
+        for command in commands:
+            events += self._submit(command) if isinstance(command, SubmitCall) else self._forward_command(command)
+        return self._with_last_text(events)
+
+    def _submit(self, command: SubmitCall) -> list[Event]:
+        try:
+            check_sampling(command.sampling, self.runner.decoder.config.vocab_size)
+        except InvalidRequestError as error:
+            if command.call_id in self._calls:
+                return [Rejected(command.call_id, "bad_sampling", str(error))]
+            return [CallFinished(command.call_id, "error", Usage(), error="bad_sampling", message=str(error))]
+        events = self.scheduler.apply(command, self._clock())
+        if not events:
+            text = TextStream(self._tokenizer, command.sampling.stop, command.sampling.stop_token_ids)
+            self._calls[command.call_id] = _LiveCall(SamplingCall(command.sampling, len(command.token_ids)), text)
+        return events
+
+    def _forward_command(self, command: Command) -> list[Event]:
+        events = self.scheduler.apply(command, self._clock())
+        if isinstance(command, AppendPrompt) and not events:
+            call = self._calls[command.call_id]
+            longer = call.sampling.num_prompt + len(command.token_ids)
+            call.sampling = replace(call.sampling, num_prompt=longer)
+        return events
+
+    def step(self) -> list[Event] | None:
+        """One turn of the loop. None if there is nothing to do until a command comes."""
+        plan = self.scheduler.plan(self._clock())
+        if plan is None and self._pending is None:
+            return None
+        step = self._launch(plan) if plan is not None else None
+        events = self._commit(self._pending) if self._pending is not None else []
+        self._pending = None
+        if step is not None:
+            self._sample(step)
+            if self._overlap:
+                self._pending = step
+            else:
+                events += self._commit(step)
+        return self._with_last_text(events)
+
+    def _launch(self, plan: StepPlan) -> _Step:
+        step = _Step(plan, self._clock(), {}, [], [])
+        self.runner.state.write(plan)
+        step.forwards = self._forward(plan.rows, step.failed)
+        return step
+
+    def _forward(self, rows: Sequence[Row], failed: dict[str, str]) -> list[Forward]:
+        """Runs rows together, or, if that raises, in halves; a row that raises alone has failed."""
+        try:
+            return [self.runner.forward(rows)]
+        except Exception as error:
+            if len(rows) == 1:
+                self._fail(rows[0], error, failed)
+                return []
+        middle = len(rows) // 2
+        return self._forward(rows[:middle], failed) + self._forward(rows[middle:], failed)
+
+    def _sample(self, step: _Step) -> None:
+        calls = {row.call_id: self._calls[row.call_id].sampling for row in step.plan.rows if row.call_id in self._calls}
+        while step.forwards:
+            forward = step.forwards.pop(0)
+            # A call may have ended since its row was launched: there is nobody left to sample for.
+            rows = [row for row in forward.rows if row.sample]
+            if any(row.call_id not in calls for row in rows):
+                keep = [i for i, row in enumerate(rows) if row.call_id in calls]
+                forward = Forward(tuple(rows[i] for i in keep), forward.logits[keep])
+            try:
+                step.launched.append(self.runner.sample(forward, calls))
+            except Exception as error:
+                if len(forward.rows) == 1:
+                    self._fail(forward.rows[0], error, step.failed)
+                    continue
+                middle = len(forward.rows) // 2
+                for half in (forward.rows[:middle], forward.rows[middle:]):
+                    step.forwards += self._forward(half, step.failed)
+
+    def _fail(self, row: Row, error: Exception, failed: dict[str, str]) -> None:
+        failed[row.call_id] = f"computing the call failed: {type(error).__name__}: {error}"
+        self.runner.state.scrub(row)
+
+    def _commit(self, step: _Step) -> list[Event]:
+        """Brings the tokens of a step to the scheduler."""
+        tokens = [token for launched in step.launched for token in self.runner.collect(launched)]
+        end = self._clock()
+        duration = end - max(step.started, self._last_end)
+        self._last_end = end
+        outputs = []
+        for token in tokens:
+            if token.token_id < 0:
+                error = ArithmeticError("the model's output is not finite; check the weights, or use dtype float32")
+                self._fail(token.row, error, step.failed)
+            elif token.row.call_id in self._calls:
+                outputs.append(self._output(token))
+        result = StepResult(step.plan.step_id, duration, tuple(outputs), tuple(step.failed.items()))
+        return self.scheduler.complete(result, self._clock())
+
+    def _output(self, token: RowToken) -> RowOutput:
+        text, stop = self._calls[token.row.call_id].text.push(token.token_id)
+        return RowOutput(token.row.call_id, token.token_id, text, stop, token.logprob)
+
+    def _with_last_text(self, events: list[Event]) -> list[Event]:
+        """Forgets the calls that ended, and gives their last event the text that was held back."""
+        for index, event in enumerate(events):
+            if isinstance(event, CallFinished) and event.call_id in self._calls:
+                call = self._calls.pop(event.call_id)
+                events[index] = replace(event, text=call.text.finish())
+        return events

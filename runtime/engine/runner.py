@@ -1,0 +1,94 @@
+"""Carries out the tensor part of a step: rows in, tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from treadle.runtime.engine.attention import DeviceState, PagedAttention
+from treadle.runtime.engine.device import Device, Event
+from treadle.runtime.engine.sampler import Sampled, SampleRow, sample, token_logprob
+from treadle.runtime.models.decoder import Decoder
+from treadle.scheduler import Row, SamplingParams, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingCall:
+    """What sampling needs to know of a call."""
+
+    params: SamplingParams
+    num_prompt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A launched forward pass. `logits` has a row for each of the `rows` that sample, in order."""
+
+    rows: tuple[Row, ...]
+    logits: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """Sampled tokens on their way to the host: `rows` are those that sample."""
+
+    rows: tuple[Row, ...]
+    sampled: Sampled
+    ready: Event
+
+
+@dataclass(frozen=True, slots=True)
+class RowToken:
+    """What a row sampled; -1 if its logits were not finite."""
+
+    row: Row
+    token_id: int
+    logprob: TokenLogprob | None
+
+
+class Runner:
+    """Owns the decoder and the device's state. It raises what the tensor operations raise, and changes nothing else."""
+
+    def __init__(self, decoder: Decoder, state: DeviceState, device: Device) -> None:
+        self.decoder = decoder
+        self.state = state
+        self.device = device
+
+    @torch.inference_mode()
+    def forward(self, rows: Sequence[Row]) -> Forward:
+        """Computes KV of the rows' tokens and logits of their last ones. Repeating it does no harm."""
+        attention = PagedAttention(self.state, rows, self.decoder.dtype, self.decoder.config.sliding_window)
+        wanted = torch.from_numpy(attention.ends[[row.sample for row in rows]] - 1)
+        return Forward(tuple(rows), self.decoder.forward(attention.token_ids, attention, wanted))
+
+    @torch.inference_mode()
+    def sample(self, forward: Forward, calls: Mapping[str, SamplingCall]) -> Launched:
+        """Chooses tokens and leaves them in the token pool for the next step."""
+        rows = tuple(row for row in forward.rows if row.sample)
+        pool = self.state.token_pool
+        requests = [
+            SampleRow(
+                calls[row.call_id].params,
+                row.end,
+                calls[row.call_id].num_prompt,
+                lambda row=row: pool[row.slot, : row.end],  # type: ignore[misc]
+            )
+            for row in rows
+        ]
+        sampled = sample(forward.logits, requests)
+        inside = [i for i, row in enumerate(rows) if row.end < pool.shape[1]]
+        pool[[rows[i].slot for i in inside], [rows[i].end for i in inside]] = sampled.tokens[inside].clamp(min=0)
+        return Launched(rows, sampled, self.device.record())
+
+    def collect(self, launched: Launched) -> list[RowToken]:
+        """Waits for the tokens of a step and brings them to the host."""
+        launched.ready.wait()
+        tokens = launched.sampled.tokens.tolist()
+        logprobs = launched.sampled.logprobs
+        return [
+            RowToken(row, token, token_logprob(token, logprobs[i]) if i in logprobs and token >= 0 else None)
+            for i, (row, token) in enumerate(zip(launched.rows, tokens, strict=True))
+        ]

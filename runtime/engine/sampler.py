@@ -1,0 +1,126 @@
+"""Chooses the next token of each row of a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from treadle.kernels import sampling as ops
+from treadle.runtime.errors import InvalidRequestError
+from treadle.scheduler import SamplingParams, TokenLogprob
+
+MAX_LOGPROBS = 100
+MAX_STOPS = 64
+GREEDY_BELOW = 1e-5
+"""Temperatures below this mean greedy: dividing by them would overflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """A row that samples: how, at which position, and its tokens so far (read only when penalties need them)."""
+
+    params: SamplingParams
+    position: int
+    num_prompt: int
+    history: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One entry for each row: the token (-1 if the row's logits were not finite), and its logprobs if asked for."""
+
+    tokens: Tensor
+    logprobs: dict[int, tuple[Tensor, Tensor, Tensor]]
+
+
+def sample(logits: Tensor, rows: Sequence[SampleRow]) -> Sampled:
+    """Samples a token for each row of `[R, V]` float32 logits, which may be overwritten."""
+    reported = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+    logprobs = {i: _top_logprobs(logits[i], rows[i].params) for i in reported}
+    for i, row in enumerate(rows):
+        _adjust(logits[i], row)
+    # The argmax of a row with a NaN is the NaN: looking at the best logit is looking at all of them.
+    best, tokens = logits.max(-1)
+    finite = best.isfinite()
+    noisy = [i for i, row in enumerate(rows) if row.params.temperature > GREEDY_BELOW]
+    if noisy:
+        chosen = logits if len(noisy) == len(rows) else logits[noisy]
+        tokens[noisy] = _sample_with_noise(chosen, [rows[i] for i in noisy])
+    return Sampled(tokens.masked_fill_(~finite, -1), logprobs)
+
+
+def _adjust(logits: Tensor, row: SampleRow) -> None:
+    params = row.params
+    if params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
+        ops.penalize(
+            logits,
+            row.history(),
+            row.num_prompt,
+            params.repetition_penalty,
+            params.presence_penalty,
+            params.frequency_penalty,
+        )
+    if params.logit_bias:
+        ids, values = zip(*params.logit_bias, strict=True)
+        logits[list(ids)] += torch.tensor(values)
+
+
+def _sample_with_noise(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """Temperature, top-k, top-p, min-p; then the argmax of logits plus Gumbel noise, which samples the softmax."""
+    params = [row.params for row in rows]
+    logits = logits / torch.tensor([p.temperature for p in params])[:, None]
+    limited = [i for i, p in enumerate(params) if p.top_k]
+    if limited:
+        logits[limited] = ops.keep_top_k(logits[limited], torch.tensor([params[i].top_k for i in limited]))
+    nucleus = [i for i, p in enumerate(params) if p.top_p < 1.0]
+    if nucleus:
+        logits[nucleus] = ops.keep_top_p(logits[nucleus], torch.tensor([params[i].top_p for i in nucleus]))
+    if any(p.min_p for p in params):
+        logits = ops.keep_min_p(logits, torch.tensor([p.min_p for p in params]))
+    seeds = torch.tensor([p.seed for p in params])
+    positions = torch.tensor([row.position for row in rows])
+    return (logits + ops.gumbel_noise(seeds, positions, logits.shape[-1])).argmax(-1)
+
+
+def _top_logprobs(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
+    """All logprobs of a row, and the largest with their ids."""
+    logprobs = logits.log_softmax(-1)
+    values, ids = logprobs.topk(params.logprobs or 0)
+    return logprobs, values, ids
+
+
+def token_logprob(token_id: int, logprobs: tuple[Tensor, Tensor, Tensor]) -> TokenLogprob:
+    """The reported form of what `_top_logprobs` kept."""
+    every, values, ids = logprobs
+    return TokenLogprob(token_id, float(every[token_id]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+
+
+def check_sampling(params: SamplingParams, vocab_size: int) -> None:
+    """Raises `InvalidRequestError` for a value that means nothing, naming it and its range."""
+
+    def require(condition: bool, name: str, allowed: str) -> None:
+        if not condition:
+            raise InvalidRequestError(f"{name} is {getattr(params, name)!r}; it must be {allowed}")
+
+    for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+        require(math.isfinite(getattr(params, name)), name, "a finite number")
+    require(0 <= params.temperature <= 100, "temperature", "between 0 and 100")
+    require(params.top_k >= 0, "top_k", "0 (off) or a positive number")
+    require(0 < params.top_p <= 1, "top_p", "above 0 and at most 1")
+    require(0 <= params.min_p <= 1, "min_p", "between 0 and 1")
+    require(0 < params.repetition_penalty <= 100, "repetition_penalty", "above 0 and at most 100")
+    require(abs(params.presence_penalty) <= 100, "presence_penalty", "between -100 and 100")
+    require(abs(params.frequency_penalty) <= 100, "frequency_penalty", "between -100 and 100")
+    require(-(2**63) <= params.seed < 2**63, "seed", "a 64-bit integer")
+    require(params.logprobs is None or 0 <= params.logprobs <= MAX_LOGPROBS, "logprobs", f"0 .. {MAX_LOGPROBS}")
+    require(len(params.stop) <= MAX_STOPS, "stop", f"at most {MAX_STOPS} strings")
+    require(all(params.stop), "stop", "strings that are not empty")
+    for token_id, bias in params.logit_bias:
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequestError(f"logit_bias names token {token_id}; ids lie in 0 .. {vocab_size - 1}")
+        if not abs(bias) <= 1000:
+            raise InvalidRequestError(f"logit_bias of token {token_id} is {bias}; it must be between -1000 and 1000")

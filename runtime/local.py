@@ -1,0 +1,241 @@
+"""A model and its engine in this process: text in, text out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from treadle.runtime.config import cache_dir
+from treadle.runtime.engine.config import EngineConfig
+from treadle.runtime.errors import CallError, InvalidRequestError, ModelNotFoundError
+from treadle.runtime.models.config import ModelConfig
+from treadle.runtime.models.registry import resolve
+from treadle.scheduler import FinishReason, SamplingParams, SubmitCall, TokenLogprob, Usage
+
+if TYPE_CHECKING:
+    from treadle.runtime.engine.client import ThreadedEngine
+    from treadle.runtime.engine.session import CallStream, Session
+    from treadle.runtime.models.checkpoint import Checkpoint
+    from treadle.runtime.text.tokenizer import Tokenizer
+
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, Any]]
+"""Text, token ids, or chat messages such as `{"role": "user", "content": "Hello"}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a completion as it is generated."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished generation. `token_ids` are exactly what the model generated, the stop token included."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    usage: Usage
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class LocalRuntime:
+    """A loaded model that answers many calls at once. Made by `local`."""
+
+    def __init__(self, name: str, model: ModelConfig, tokenizer: Tokenizer | None, engine: ThreadedEngine) -> None:
+        self.name = name
+        self.model = model
+        self.tokenizer = tokenizer
+        self._engine = engine
+        self._stack = contextlib.AsyncExitStack()
+        self._session: Session | None = None
+        self._program_id = ""
+
+    async def __aenter__(self) -> LocalRuntime:
+        from treadle.runtime.engine.session import Session
+
+        self._stack.callback(self._engine.close)
+        self._session = await self._stack.enter_async_context(Session(self._engine))
+        self._program_id = self._session.open_program(kind="generate")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def generate(
+        self, prompt: Prompt, sampling: SamplingParams | None = None, *, max_tokens: int | None = None
+    ) -> Completion:
+        """Generates one completion. See `generate_many` for what it raises."""
+        (completion,) = await self.generate_many(prompt, sampling, max_tokens=max_tokens)
+        return completion
+
+    async def generate_many(
+        self, prompt: Prompt, sampling: SamplingParams | None = None, *, max_tokens: int | None = None, n: int = 1
+    ) -> list[Completion]:
+        """Generates `n` completions of one prompt, which is computed once; their seeds are seed, seed + 1, ...
+
+        Raises `InvalidRequestError` for a prompt or a parameter that cannot be, `CallError` if the call fails while it
+        runs, `EngineClosedError` if the runtime is closed. Cancelling the task aborts the calls.
+        """
+        if n < 1:
+            raise InvalidRequestError(f"n is {n}; it must be at least 1")
+        token_ids = self.encode(prompt)
+        streams = self._submit(token_ids, self._resolve(sampling), max_tokens, n)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(_collect(stream, len(token_ids))) for stream in streams]
+        except* (InvalidRequestError, CallError) as errors:
+            raise _first(errors) from None
+        finally:
+            for stream in streams:
+                stream.abort()
+        return [task.result() for task in tasks]
+
+    async def stream(
+        self, prompt: Prompt, sampling: SamplingParams | None = None, *, max_tokens: int | None = None
+    ) -> AsyncIterator[Chunk | Completion]:
+        """Generates one completion: a `Chunk` for each step, and the whole `Completion` at the end.
+
+        Raises as `generate_many` does. Closing the iterator aborts the call.
+        """
+        token_ids = self.encode(prompt)
+        (stream,) = self._submit(token_ids, self._resolve(sampling), max_tokens, 1)
+        chunks: list[Chunk] = []
+        try:
+            async for tokens in stream:
+                chunks.append(Chunk(tokens.text, tokens.token_ids, tokens.logprobs))
+                yield chunks[-1]
+            assert stream.finished is not None
+            if stream.finished.text:
+                chunks.append(Chunk(stream.finished.text))
+                yield chunks[-1]
+            yield _completion(chunks, stream, len(token_ids))
+        finally:
+            stream.abort()
+
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """The token ids of a prompt. Only a chat template's own special tokens are special; text stays text."""
+        if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
+            return tuple(item for item in prompt if isinstance(item, int))
+        if self.tokenizer is None:
+            raise InvalidRequestError(f"{self.name} has no tokenizer; give token ids")
+        if isinstance(prompt, str):
+            begin = [self.tokenizer.bos_token_id] if self.tokenizer.add_bos and self.tokenizer.bos_token_id else []
+            return (*begin, *self.tokenizer.encode(prompt))
+        from treadle.runtime.text.chat_template import encode_chat
+
+        return tuple(encode_chat(self.tokenizer, [item for item in prompt if isinstance(item, Mapping)]))
+
+    def _resolve(self, sampling: SamplingParams | None) -> SamplingParams:
+        """Adds the ids that end a turn."""
+        params = sampling or SamplingParams(seed=secrets.randbits(62))
+        if params.stop_token_ids or self.tokenizer is None:
+            return params
+        return replace(params, stop_token_ids=self.tokenizer.eos_token_ids)
+
+    def _submit(
+        self, token_ids: tuple[int, ...], params: SamplingParams, max_tokens: int | None, n: int
+    ) -> list[CallStream]:
+        assert self._session is not None, "use `async with`"
+        ids = [self._session.new_id("call") for _ in range(n)]
+        calls = [
+            SubmitCall(
+                call_id,
+                self._program_id,
+                token_ids,
+                replace(params, seed=params.seed + index),
+                max_tokens,
+                fork_of=ids[0] if index else None,
+            )
+            for index, call_id in enumerate(ids)
+        ]
+        return self._session.submit(*calls)
+
+
+@contextlib.asynccontextmanager
+async def local(
+    model: str | Path, config: EngineConfig | None = None, *, pull: bool = True
+) -> AsyncIterator[LocalRuntime]:
+    """Loads a model into this process and runs it until the scope is left.
+
+    ::
+
+        async with local("smollm2") as runtime:
+            answer = await runtime.generate([{"role": "user", "content": "What is the capital of France?"}])
+            print(answer.text)
+
+    Args:
+        model: A known name (`treadle models` lists them), a `.gguf` file, a folder with safetensors, or
+            `random:SHAPE` for random weights of a named shape.
+        config: Sizes, policies and switches of the engine.
+        pull: Whether a known model that is not cached is downloaded.
+
+    Raises `ModelError` if the model cannot be had, `InvalidRequestError` for a configuration that cannot be.
+    """
+    runtime = await asyncio.to_thread(_load, str(model), config or EngineConfig(), pull)
+    async with runtime:
+        yield runtime
+
+
+def _load(model: str, config: EngineConfig, pull: bool) -> LocalRuntime:
+    from treadle.runtime.engine.build import build_engine
+    from treadle.runtime.engine.client import ThreadedEngine
+
+    checkpoint, tokenizer = open_model(model, pull=pull)
+    engine = build_engine(checkpoint, tokenizer, config)
+    return LocalRuntime(model, checkpoint.config, tokenizer, ThreadedEngine(engine))
+
+
+def open_model(model: str, *, pull: bool) -> tuple[Checkpoint, Tokenizer | None]:
+    """Checkpoint and tokenizer of a model by name, path or `random:SHAPE`."""
+    from treadle.runtime.models.load import open_checkpoint
+    from treadle.runtime.models.random_weights import SHAPES, RandomCheckpoint
+
+    kind, _, shape = model.partition(":")
+    if kind == "random":
+        if shape not in SHAPES:
+            raise ModelNotFoundError(f"no shape is called {shape!r}; choose one of {', '.join(SHAPES)}")
+        return RandomCheckpoint(SHAPES[shape]), None
+    from treadle.runtime.text.tokenizer import load_tokenizer
+
+    path = resolve(model, cache_dir(), pull=pull)
+    return open_checkpoint(path), load_tokenizer(path)
+
+
+async def _collect(stream: CallStream, num_prompt_tokens: int) -> Completion:
+    chunks = [Chunk(tokens.text, tokens.token_ids, tokens.logprobs) async for tokens in stream]
+    assert stream.finished is not None
+    return _completion([*chunks, Chunk(stream.finished.text)], stream, num_prompt_tokens)
+
+
+def _completion(chunks: Sequence[Chunk], stream: CallStream, num_prompt_tokens: int) -> Completion:
+    assert stream.finished is not None
+    return Completion(
+        "".join(chunk.text for chunk in chunks),
+        tuple(token_id for chunk in chunks for token_id in chunk.token_ids),
+        stream.finished.reason,
+        num_prompt_tokens,
+        stream.finished.usage,
+        tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
+    )
+
+
+def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
+    """The first plain exception in a group."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, Exception)
+    return error
