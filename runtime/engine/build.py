@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import torch
 
 from treadle.runtime.engine.attention import DeviceState
-from treadle.runtime.engine.config import EngineConfig, default_num_pages, torch_dtype
+from treadle.runtime.engine.config import EngineConfig, default_num_pages, kv_bytes_per_token, torch_dtype, total_memory
 from treadle.runtime.engine.device import CPU
 from treadle.runtime.engine.engine import Engine
 from treadle.runtime.engine.runner import Runner
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.models.checkpoint import Checkpoint
 from treadle.runtime.models.decoder import load_decoder
-from treadle.runtime.text.tokenizer import Tokenizer
 from treadle.scheduler import Scheduler, SchedulerConfig
+
+if TYPE_CHECKING:
+    from treadle.runtime.text.tokenizer import Tokenizer
 
 
 def build_engine(checkpoint: Checkpoint, tokenizer: Tokenizer | None, config: EngineConfig) -> Engine:
@@ -28,6 +31,10 @@ def build_engine(checkpoint: Checkpoint, tokenizer: Tokenizer | None, config: En
     model, dtype, device = checkpoint.config, torch_dtype(config.dtype), CPU()
     max_context = min(config.max_context or model.max_context, model.max_context)
     num_pages = config.num_pages or default_num_pages(model, dtype, config.page_size, max_context)
+    pool_bytes, memory = num_pages * config.page_size * kv_bytes_per_token(model, dtype), total_memory()
+    if pool_bytes > memory:
+        text = f"{num_pages} KV pages take {pool_bytes / 2**30:.1f} GiB, the machine has {memory / 2**30:.1f} GiB"
+        raise InvalidRequestError(f"{text}; use fewer pages")
     try:
         scheduler = Scheduler(
             SchedulerConfig(
@@ -44,10 +51,7 @@ def build_engine(checkpoint: Checkpoint, tokenizer: Tokenizer | None, config: En
         )
     except ValueError as error:
         raise InvalidRequestError(str(error)) from None
-    try:
-        state = DeviceState(model, dtype, num_pages, config.page_size, config.num_slots, scheduler.limits.max_context)
-    except (MemoryError, RuntimeError, ValueError) as error:
-        raise InvalidRequestError(f"{num_pages} KV pages do not fit in memory ({error}); use fewer pages") from error
+    state = DeviceState(model, dtype, num_pages, config.page_size, config.num_slots, scheduler.limits.max_context)
     runner = Runner(load_decoder(checkpoint, dtype, device.torch_device), state, device)
     overlap = device.runs_ahead if config.overlap is None else config.overlap
     return Engine(scheduler, runner, tokenizer, time.perf_counter, overlap=overlap)

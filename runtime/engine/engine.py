@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from treadle.runtime.engine.runner import Forward, Launched, RowToken, Runner, SamplingCall
 from treadle.runtime.engine.sampler import check_sampling
 from treadle.runtime.engine.text import TextStream
 from treadle.runtime.errors import InvalidRequestError
-from treadle.runtime.text.tokenizer import Tokenizer
 from treadle.scheduler import (
     AppendPrompt,
     CallFinished,
@@ -30,6 +30,9 @@ from treadle.scheduler import (
     SubmitCall,
     Usage,
 )
+
+if TYPE_CHECKING:
+    from treadle.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)
