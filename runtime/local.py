@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from treadle.runtime.config import cache_dir
 from treadle.runtime.engine.config import EngineConfig
-from treadle.runtime.errors import CallError, InvalidRequestError, ModelNotFoundError
+from treadle.runtime.errors import InvalidRequestError, ModelNotFoundError
 from treadle.runtime.models.config import ModelConfig
 from treadle.runtime.models.registry import resolve
 from treadle.scheduler import FinishReason, SamplingParams, SubmitCall, TokenLogprob, Usage
@@ -61,6 +61,11 @@ class LocalRuntime:
         self._session: Session | None = None
         self._program_id = ""
 
+    @property
+    def max_context(self) -> int:
+        """Most tokens of a call, prompt and generation together."""
+        return self._engine.max_context
+
     async def __aenter__(self) -> LocalRuntime:
         from treadle.runtime.engine.session import Session
 
@@ -94,14 +99,10 @@ class LocalRuntime:
         token_ids = self.encode(prompt)
         streams = self._submit(token_ids, self._resolve(sampling), max_tokens, n)
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(_collect(stream, len(token_ids))) for stream in streams]
-        except* (InvalidRequestError, CallError) as errors:
-            raise _first(errors) from None
+            return [await _collect(stream, len(token_ids)) for stream in streams]
         finally:
             for stream in streams:
                 stream.abort()
-        return [task.result() for task in tasks]
 
     async def stream(
         self, prompt: Prompt, sampling: SamplingParams | None = None, *, max_tokens: int | None = None
@@ -184,12 +185,13 @@ async def local(
 
     Raises `ModelError` if the model cannot be had, `InvalidRequestError` for a configuration that cannot be.
     """
-    runtime = await asyncio.to_thread(_load, str(model), config or EngineConfig(), pull)
+    runtime = await asyncio.to_thread(load, str(model), config or EngineConfig(), pull=pull)
     async with runtime:
         yield runtime
 
 
-def _load(model: str, config: EngineConfig, pull: bool) -> LocalRuntime:
+def load(model: str, config: EngineConfig, *, pull: bool) -> LocalRuntime:
+    """Loads a model and starts its engine, without an event loop; enter the result with `async with`. As `local`."""
     from treadle.runtime.engine.build import build_engine
     from treadle.runtime.engine.client import ThreadedEngine
 
@@ -230,12 +232,3 @@ def _completion(chunks: Sequence[Chunk], stream: CallStream, num_prompt_tokens: 
         stream.finished.usage,
         tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
     )
-
-
-def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
-    """The first plain exception in a group."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, Exception)
-    return error
