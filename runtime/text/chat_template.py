@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from treadle.runtime.errors import InvalidRequestError
+from treadle.runtime.text.special_text import StandIns, broken, guard_all
 from treadle.runtime.text.template_sandbox import BoundedTemplate
+
+if TYPE_CHECKING:
+    from treadle.runtime.text.tokenizer import Tokenizer
 
 
 class ChatTemplate:
@@ -30,8 +35,8 @@ class ChatTemplate:
     ) -> str:
         """The prompt as text. `kwargs` are further variables of the template, such as `enable_thinking`.
 
-        Raises `InvalidRequestError` with the template's own words if it refuses the messages, and
-        `UnsupportedModelError` if it fails or runs out of bounds.
+        Raises `InvalidRequestError`, with the template's own words, if it refuses the messages or fails on them, and
+        `UnsupportedModelError` if it runs out of bounds.
         """
         return self._template.render(
             {
@@ -44,3 +49,44 @@ class ChatTemplate:
                 "add_generation_prompt": add_generation_prompt,
             }
         )
+
+
+def encode_chat(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+    **kwargs: Any,
+) -> list[int]:
+    """The prompt as token ids, in which only the template can have written special tokens.
+
+    The ids are those of the rendered text, split at the template's own special tokens and nowhere else: text of a
+    message merges with the template's text beside it as it would in plain rendering. So they equal
+    `tokenizer.encode(template.render(...), special=True)` unless something in the messages, tools or `kwargs` looks
+    like a special token; that is then encoded as the text it is. If the template rewrites such text (cuts it up, or
+    decides by it), zero-width spaces are put into it instead.
+
+    Raises `InvalidRequestError` if the model has no chat template, and as `ChatTemplate.render` does.
+    """
+    template = tokenizer.chat_template
+    if template is None:
+        raise InvalidRequestError(
+            "this model has no chat template. Send a prompt instead of messages, or use an instruction-tuned model."
+        )
+    special = tokenizer.special_text
+    given = {"messages": messages, "tools": tools, **kwargs}
+
+    def render(variables: Mapping[str, Any]) -> str:
+        return template.render(**variables, add_generation_prompt=add_generation_prompt)
+
+    stand_ins = StandIns()
+    guarded = render(guard_all(given, special, stand_ins.swap))
+    if not stand_ins.originals:
+        return tokenizer.encode(guarded, special=True)
+    if stand_ins.restore(guarded) != render(given):
+        return tokenizer.encode(render(guard_all(given, special, broken)), special=True)
+    ids: list[int] = []
+    for part in special.split(guarded):
+        ids += [part] if isinstance(part, int) else tokenizer.encode(stand_ins.restore(part))
+    return ids

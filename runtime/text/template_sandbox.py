@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import wraps
@@ -34,22 +32,19 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from treadle.runtime.errors import InvalidRequestError, UnsupportedModelError
+from treadle.runtime.text.template_budget import MAX_CHARS, Budget, OutOfBounds
 
-MAX_SOURCE_CHARS = 1_000_000
-MAX_CHARS = 4_000_000
-"""The longest prompt, and the longest value that a template may make on the way to it."""
-MAX_SECONDS = 5.0
-
-_WORK_PER_CHAR = 16
-_WORK_PER_STEP = 64
+MAX_SOURCE_CHARS = 200_000
 _MAX_RANGE = 100_000
 _MAX_INT_BITS = 128
 _MAX_INDENT = 16
 # fmt: off
-_FILTERS = frozenset((
-    "abs", "attr", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "forceescape",
-    "groupby", "int", "items", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr",
-    "reverse", "round", "safe", "select", "selectattr", "sort", "string", "title", "trim", "unique", "upper",
+_LIST_FILTERS = frozenset((
+    "abs", "count", "d", "default", "dictsort", "first", "float", "groupby", "int", "items", "last", "length", "list",
+    "map", "max", "min", "reject", "rejectattr", "reverse", "round", "select", "selectattr", "sort", "unique",
+))
+_TEXT_FILTERS = frozenset((
+    "capitalize", "e", "escape", "forceescape", "lower", "safe", "string", "title", "trim", "upper",
 ))
 _STR_METHODS = frozenset((
     "capitalize", "casefold", "count", "endswith", "find", "format", "index", "isalnum", "isalpha", "isascii",
@@ -63,66 +58,8 @@ _PADDED_DATE = re.compile(r"%[-_0^#]*\d")
 _ADVICE = "Use another template or another model."
 
 
-class _OutOfBounds(Exception):
-    """A template has used up what one rendering may cost."""
-
-
 class _Refusal(Exception):
     """The template called `raise_exception`."""
-
-
-class _Budget(threading.local):
-    """What the rendering in this thread may still cost: characters of work, and time."""
-
-    work = 0
-    deadline = 0.0
-
-    def start(self) -> None:
-        self.work = MAX_CHARS * _WORK_PER_CHAR
-        self.deadline = time.monotonic() + MAX_SECONDS
-
-    def pay(self, amount: int) -> None:
-        self.work -= amount + _WORK_PER_STEP
-        if self.work < 0:
-            raise _OutOfBounds("does too much work")
-        if time.monotonic() > self.deadline:
-            raise _OutOfBounds(f"runs for more than {MAX_SECONDS:g} seconds")
-
-    def pay_to_make(self, size: int) -> None:
-        """Pays for a value of `size` characters or elements before it is made."""
-        if size > MAX_CHARS:
-            raise _OutOfBounds(f"makes a text of more than {MAX_CHARS} characters")
-        self.pay(max(size, 0))
-
-    def pay_for(self, value: object) -> None:
-        """Pays for a value that has been made. A container is paid for with all that is in it, as often as it is in
-        it: otherwise lists of twice the same list would double for free."""
-        if isinstance(value, str):
-            self.pay(len(value))
-        elif isinstance(value, (list, tuple, dict)):
-            self.pay(self.weigh(value)[0])
-        else:
-            self.pay(0)
-
-    def weigh(self, value: object) -> tuple[int, int, int]:
-        """The elements in `value`, the characters in its text, and how deep it nests."""
-        elements = chars = depth = 0
-        stack: list[tuple[object, int]] = [(value, 1)]
-        while stack:
-            item, level = stack.pop()
-            elements += 1
-            depth = max(depth, level)
-            if isinstance(item, str):
-                chars += len(item)
-            elif isinstance(item, (list, tuple)):
-                self.pay(len(item))
-                stack += [(child, level + 1) for child in item]
-            elif isinstance(item, dict):
-                self.pay(2 * len(item))
-                stack += [(child, level + 1) for pair in item.items() for child in pair]
-            elif isinstance(item, Namespace):
-                raise _OutOfBounds("writes a namespace as text")
-        return elements, chars + 8 * elements, depth
 
 
 class BoundedTemplate:
@@ -151,8 +88,8 @@ class BoundedTemplate:
             raise UnsupportedModelError(f"the chat template cannot be compiled: {error}. {_ADVICE}") from error
 
     def render(self, variables: Mapping[str, Any]) -> str:
-        """The text that the template writes. Raises `InvalidRequestError` if it calls `raise_exception`, and
-        `UnsupportedModelError` if it fails or would cost too much."""
+        """The text that the template writes. Raises `InvalidRequestError` if it calls `raise_exception`, fails on what it
+        is given, or is given too much, and `UnsupportedModelError` if it costs too much by itself."""
         budget = self._environment.budget
         budget.start()
         parts: list[str] = []
@@ -161,20 +98,32 @@ class BoundedTemplate:
             for part in self._template.generate(variables):
                 length += len(part)
                 if length > MAX_CHARS:
-                    raise _OutOfBounds(f"makes a text of more than {MAX_CHARS} characters")
+                    raise OutOfBounds(f"makes a text of more than {MAX_CHARS} characters")
                 parts.append(part)
         except _Refusal as error:
-            raise InvalidRequestError(f"the chat template refuses these messages: {error}") from None
-        except (_OutOfBounds, MemoryError, RecursionError) as error:
-            reason = str(error) if isinstance(error, _OutOfBounds) else "nests too deeply or needs too much memory"
+            raise InvalidRequestError(f"the chat template refuses these messages: {_shortened(error)}") from None
+        except (OutOfBounds, MemoryError, RecursionError) as error:
+            reason = str(error) if isinstance(error, OutOfBounds) else "nests too deeply or needs too much memory"
+            if self._is_large(variables):
+                raise InvalidRequestError(
+                    f"the messages are too long: with them, the chat template {reason}."
+                ) from error
             raise UnsupportedModelError(f"the chat template was stopped because it {reason}. {_ADVICE}") from error
         # A template is a program of its own: anything may go wrong in it, and nothing of it is ours.
         except Exception as error:
-            raise UnsupportedModelError(
-                f"the chat template failed on these messages: {type(error).__name__}: {error}. Check that the messages "
-                "have the fields that it expects, or use another template."
+            raise InvalidRequestError(
+                f"the chat template failed on these messages ({type(error).__name__}: {_shortened(error)}). Check that "
+                "they have the fields that it expects, or use another template."
             ) from error
         return "".join(parts)
+
+    def _is_large(self, variables: Mapping[str, Any]) -> bool:
+        """Whether what was given, rather than what the template made of it, explains a rendering out of bounds."""
+        self._environment.budget.start()
+        try:
+            return self._environment.budget.weigh(dict(variables))[1] > MAX_CHARS // 4
+        except OutOfBounds:
+            return True
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -183,7 +132,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "%", "**"})
 
     def __init__(self) -> None:
-        self.budget = _Budget()
+        self.budget = Budget()
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -196,26 +145,32 @@ class _Environment(ImmutableSandboxedEnvironment):
             "range": self._range,
             "namespace": Namespace,
             "dict": dict,
-            "raise_exception": _raise_exception,
+            "raise_exception": self._raise_exception,
             "strftime_now": _strftime_now,
         }
         own = {"tojson": self._to_json, "join": self._join, "replace": self._replace, "indent": self._indent}
-        self.filters = {name: self._paid(self.filters[name]) for name in _FILTERS}
-        self.filters |= own | {"format": self._format}
+        self.filters = (
+            {name: self._paid(self.filters[name]) for name in _LIST_FILTERS}
+            | {name: self._paid_text(self.filters[name]) for name in _TEXT_FILTERS}
+            | own
+            | {"format": self._format}
+        )
 
-    def turn(self, literal_chars: int) -> bool:
+    def pay_turn(self, literal_chars: int) -> bool:
         """One turn of a loop or call of a macro, whose body holds this much literal text."""
         self.budget.pay(literal_chars)
         return True
 
-    def built(self, value: Any) -> Any:
-        """A list, tuple or dict that the template wrote out."""
+    def pay_built(self, value: Any) -> Any:
+        """A list, tuple or dict that the template wrote out, or a slice."""
         self.budget.pay_for(value)
         return value
 
-    def concat(self, *values: Any) -> str:
+    def pay_concat(self, *values: Any) -> str:
         """The `~` operator."""
-        return "".join(self._texts(values))
+        texts = [self._text(value) for value in values]
+        self.budget.pay_to_make(sum(map(len, texts)))
+        return "".join(texts)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, str):
@@ -223,6 +178,12 @@ class _Environment(ImmutableSandboxedEnvironment):
         if isinstance(obj, (int, float, bytes)):
             return False
         return super().is_safe_attribute(obj, attr, value)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        # Jinja would write such an argument out in its complaint.
+        if isinstance(argument, (list, tuple, dict)):
+            raise OutOfBounds("takes a list for an index")
+        return super().getitem(obj, argument)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "*":
@@ -232,10 +193,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         elif operator == "%" and isinstance(left, str):
             self._pay_to_format(left, right if isinstance(right, tuple) else (right,))
         elif operator == "**" and (abs(right) > 64 or abs(left) > 2**32):
-            raise _OutOfBounds("raises a number to a large power")
+            raise OutOfBounds("raises a number to a large power")
         result = super().call_binop(context, operator, left, right)
         if isinstance(result, int) and result.bit_length() > _MAX_INT_BITS:
-            raise _OutOfBounds(f"makes a number of more than {_MAX_INT_BITS} bits")
+            raise OutOfBounds(f"makes a number of more than {_MAX_INT_BITS} bits")
         self.budget.pay_for(result)
         return result
 
@@ -272,44 +233,55 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _paid(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def paid(*args: Any, **kwargs: Any) -> Any:
-            for value in args:
-                if isinstance(value, (str, list, tuple, dict)):
-                    self.budget.pay(self._chars(value) if function.__name__ == "soft_str" else len(value))
+            self.budget.pay(sum(_length(value) for value in args))
             result = function(*args, **kwargs)
             self.budget.pay_for(result)
             return result
 
         return paid
 
+    def _paid_text(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def paid(value: Any, *args: Any, **kwargs: Any) -> Any:
+            result = function(value if isinstance(value, str) else self._text(value), *args, **kwargs)
+            self.budget.pay_for(result)
+            return result
+
+        return paid
+
+    def _text(self, value: Any) -> str:
+        self.budget.pay_to_make(len(value) if isinstance(value, str) else self._chars(value))
+        return str(value)
+
     def _chars(self, value: object) -> int:
         return self.budget.weigh(value)[1]
 
-    def _texts(self, values: Sequence[Any]) -> list[str]:
-        self.budget.pay_to_make(sum(len(v) if isinstance(v, str) else self._chars(v) for v in values))
-        return [str(value) for value in values]
+    def _raise_exception(self, message: object) -> NoReturn:
+        raise _Refusal(self._text(message))
 
     def _range(self, *bounds: int) -> range:
         values = range(*bounds)
         if len(values) > _MAX_RANGE:
-            raise _OutOfBounds(f"counts further than {_MAX_RANGE}")
+            raise OutOfBounds(f"counts further than {_MAX_RANGE}")
         return values
 
-    def _join(self, values: Any, separator: str = "", attribute: str | int | None = None) -> str:
+    def _join(self, values: Any, separator: Any = "", attribute: str | int | None = None) -> str:
         items = list(values)
         if attribute is not None:
             items = [self.getitem(item, attribute) for item in items]
-        self.budget.pay_to_make(len(str(separator)) * len(items))
-        return str(separator).join(self._texts(items))
+        texts = [self._text(item) for item in items]
+        glue = self._text(separator)
+        self.budget.pay_to_make(sum(map(len, texts)) + len(glue) * len(texts))
+        return glue.join(texts)
 
-    def _replace(self, text: Any, old: str, new: str, count: int | None = -1) -> str:
-        text, old, new = str(text), str(old), str(new)
-        limit = -1 if count is None else count
+    def _replace(self, value: Any, old: Any, new: Any, count: int | None = -1) -> str:
+        text, old, new = self._text(value), self._text(old), self._text(new)
         self.budget.pay_to_make(len(text) + text.count(old) * len(new))
-        return text.replace(old, new, limit)
+        return text.replace(old, new, -1 if count is None else count)
 
-    def _indent(self, text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    def _indent(self, value: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
         margin = width if isinstance(width, str) else " " * min(width, MAX_CHARS)
-        lines = str(text).splitlines(keepends=True)
+        text = self._text(value)
+        lines = text.splitlines(keepends=True)
         self.budget.pay_to_make(len(text) + len(lines) * len(margin))
         return "".join(
             margin + line if (i > 0 or first) and (blank or line.strip()) else line for i, line in enumerate(lines)
@@ -325,7 +297,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     ) -> str:
         """As in transformers: letters as they are, and nothing escaped for HTML."""
         if (indent or 0) > _MAX_INDENT or any(len(separator) > _MAX_INDENT for separator in separators or ()):
-            raise _OutOfBounds("indents JSON by too much")
+            raise OutOfBounds("indents JSON by too much")
         elements, chars, depth = self.budget.weigh(value)
         self.budget.pay_to_make(chars + elements * depth * (indent or 0))
         result = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
@@ -334,12 +306,13 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def _format(self, text: str, *args: Any, **kwargs: Any) -> str:
         self._pay_to_format(text, (*args, *kwargs.values()))
-        return str(text % (kwargs or args))
+        formatted: str = text % (kwargs or args)
+        return formatted
 
     def _pay_to_format(self, text: str, values: Sequence[Any]) -> None:
         if _NESTED_FORMAT.search(text):
-            raise _OutOfBounds("formats text with a computed width")
-        widths = sum(int(digits[-9:]) for digits in re.findall(r"\d+", text))
+            raise OutOfBounds("formats text with a computed width")
+        widths = sum(int(digits[:9]) for digits in re.findall(r"\d+", text))
         fields = text.count("%") + text.count("{")
         largest = max((self._chars(value) for value in values), default=0)
         self.budget.pay_to_make(len(text) + widths + fields * largest)
@@ -358,23 +331,27 @@ class _Payments(NodeTransformer):
         return self._paying(node)
 
     def visit_List(self, node: nodes.List) -> nodes.Node:
-        return _call("built", [self.generic_visit(node)], node)
+        return _call("pay_built", [self.generic_visit(node)], node)
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
-        return _call("built", [self.generic_visit(node)], node)
+        return _call("pay_built", [self.generic_visit(node)], node)
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
         visited = self.generic_visit(node)
-        return _call("built", [visited], node) if node.ctx == "load" else visited
+        return _call("pay_built", [visited], node) if node.ctx == "load" else visited
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        visited = self.generic_visit(node)
+        return _call("pay_built", [visited], node) if isinstance(node.arg, nodes.Slice) else visited
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return _call("concat", node.nodes, node)
+        return _call("pay_concat", node.nodes, node)
 
     def _paying(self, node: nodes.For | nodes.Macro | nodes.CallBlock) -> nodes.Node:
         literal_chars = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
         self.generic_visit(node)
-        turn = _call("turn", [nodes.Const(literal_chars)], node)
+        turn = _call("pay_turn", [nodes.Const(literal_chars)], node)
         node.body.insert(0, nodes.ExprStmt(turn, lineno=node.lineno))
         if isinstance(node, nodes.For) and node.test is not None:
             node.test = nodes.And(turn, node.test, lineno=node.lineno)
@@ -396,6 +373,11 @@ class _GenerationTag(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+def _shortened(error: Exception) -> str:
+    text = str(error)
+    return text if len(text) <= 1000 else text[:1000] + "..."
+
+
 def _length(value: object) -> int:
     return len(value) if isinstance(value, (str, list, tuple)) else 0
 
@@ -404,11 +386,7 @@ def _repeated(value: object, times: object) -> int:
     return _length(value) * times if isinstance(times, int) else 0
 
 
-def _raise_exception(message: object) -> NoReturn:
-    raise _Refusal(str(message))
-
-
 def _strftime_now(pattern: str) -> str:
     if len(pattern) > 200 or _PADDED_DATE.search(pattern):
-        raise _OutOfBounds("formats a date with a width")
+        raise OutOfBounds("formats a date with a width")
     return datetime.now().strftime(pattern)

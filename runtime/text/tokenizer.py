@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenizers import Tokenizer as Backend
 from tokenizers.pre_tokenizers import ByteLevel
@@ -21,9 +21,7 @@ from treadle.runtime.text.chat_template import ChatTemplate
 from treadle.runtime.text.detokenizer import Detokenizer
 from treadle.runtime.text.gguf_tokenizer import BYTE, CONTROL, UNKNOWN, USER_DEFINED, build_gguf_tokenizer
 from treadle.runtime.text.huggingface_tokenizer import read_huggingface_folder
-
-if TYPE_CHECKING:
-    from tokenizers import AddedToken
+from treadle.runtime.text.special_text import SpecialText, SpecialToken
 
 END_OF_TURN_TOKENS = frozenset(
     {
@@ -50,7 +48,8 @@ class Tokenizer:
 
     `vocab_size` is one more than the largest id. `eos_token_ids` are all ids that end a turn, the model's declared one
     first. `special_ids` leave no text when decoded. `add_bos` tells whether the model was trained with the BOS token
-    before every prompt; `encode` never adds it, since a chat template writes its own.
+    before every prompt; `encode` never adds it, since a chat template writes its own. `special_text` finds special
+    tokens in text.
 
     Safe to share among threads: nothing changes after construction.
     """
@@ -61,6 +60,7 @@ class Tokenizer:
     special_ids: frozenset[int]
     chat_template: ChatTemplate | None
     add_bos: bool
+    special_text: SpecialText
 
     def __init__(
         self,
@@ -87,6 +87,7 @@ class Tokenizer:
         self._strip_space = strip_space
         self._backend = backend
         self._literal_backend = _literal_twin(backend)
+        self.special_text = _special_text(backend, special_tokens)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """The ids of `text`. Adds neither BOS nor EOS.
@@ -118,15 +119,6 @@ class Tokenizer:
         """A decoder for one sequence whose ids come a few at a time."""
         skipped = self.special_ids if skip_special else frozenset[int]()
         return Detokenizer(self._pieces, skipped=skipped, strip_space=self._strip_space)
-
-    @property
-    def special_tokens(self) -> Mapping[int, str]:
-        """The text of each special token, by its id."""
-        return self._special_tokens
-
-    def added_token(self, token_id: int) -> AddedToken | None:
-        """How a token that is matched in text before all else is matched, or None for an ordinary token."""
-        return self._backend.get_added_tokens_decoder().get(token_id)
 
     def _without_special(self, ids: Iterable[int]) -> list[int]:
         """Spells out special ids that merges made of ordinary text, one character at a time."""
@@ -270,6 +262,16 @@ def _literal_twin(backend: Backend) -> Backend:
         twin = Backend.from_str(backend.to_str())
     twin.encode_special_tokens = True
     return twin
+
+
+def _special_text(backend: Backend, special_tokens: Mapping[int, str]) -> SpecialText:
+    added = backend.get_added_tokens_decoder()
+    found = []
+    for token_id, text in special_tokens.items():
+        token = added.get(token_id)
+        if token is not None:
+            found.append(SpecialToken(token_id, text, strips_left=token.lstrip, strips_right=token.rstrip))
+    return SpecialText(found)
 
 
 def _check_text(text: str) -> None:
