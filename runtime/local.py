@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -106,7 +106,7 @@ class LocalRuntime:
 
     async def stream(
         self, prompt: Prompt, sampling: SamplingParams | None = None, *, max_tokens: int | None = None
-    ) -> AsyncIterator[Chunk | Completion]:
+    ) -> AsyncGenerator[Chunk | Completion, None]:
         """Generates one completion: a `Chunk` for each step, and the whole `Completion` at the end.
 
         Raises as `generate_many` does. Closing the iterator aborts the call.

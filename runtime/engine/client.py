@@ -31,6 +31,7 @@ class ThreadedEngine:
     """An engine turned by a thread of this process. Any thread may `send`; one event loop reads `events`."""
 
     def __init__(self, engine: Engine) -> None:
+        self.max_context = engine.scheduler.limits.max_context
         self._engine = engine
         self._inbox: queue.SimpleQueue[Sequence[Command] | None] = queue.SimpleQueue()
         self._outbox: deque[tuple[Event, ...] | None] = deque()

@@ -1,0 +1,35 @@
+"""A loaded model for one command: pulled if need be, driven by an event loop that runs only while it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+from treadle.runtime.cli.console import pull_progress, status
+from treadle.runtime.cli.options import engine_config
+from treadle.runtime.config import cache_dir
+from treadle.runtime.local import LocalRuntime, load
+from treadle.runtime.models.registry import installed, pull
+
+
+@contextlib.contextmanager
+def running(args: argparse.Namespace) -> Iterator[tuple[asyncio.Runner, LocalRuntime]]:
+    """Loads `args.model` in the calling thread, where Ctrl-C can interrupt it.
+
+    Each `Runner.run` is one piece of work that Ctrl-C cancels; between two of them the terminal is the user's.
+    Raises as `local` does.
+    """
+    config = engine_config(args)
+    if any(listed.name == args.model and not listed.cached for listed in installed(cache_dir())):
+        with pull_progress(args.model) as progress:
+            pull(args.model, cache_dir(), progress)
+    with status(f"loading {args.model}"):
+        runtime = load(args.model, config, pull=False)
+    with asyncio.Runner() as runner:
+        runner.run(runtime.__aenter__())
+        try:
+            yield runner, runtime
+        finally:
+            runner.run(runtime.__aexit__(None, None, None))
