@@ -6,20 +6,25 @@ from treadle.scheduler.commands import (
     CallFinished,
     Command,
     Decision,
+    DeclareNode,
     EndProgram,
     ErrorCode,
     Event,
     FinishReason,
     OpenProgram,
+    PathStep,
     ProgramEnded,
     Rejected,
+    Resume,
     SamplingParams,
     SubmitCall,
     TokenLogprob,
     TokensOut,
     Usage,
+    Wait,
 )
-from treadle.scheduler.core import Scheduler, SchedulerConfig
+from treadle.scheduler.config import SchedulerConfig
+from treadle.scheduler.core import Scheduler
 from treadle.scheduler.plan import PageWrite, Row, RowOutput, StepPlan, StepResult, TokenWrite
 
 __all__ = [
@@ -28,14 +33,17 @@ __all__ = [
     "CallFinished",
     "Command",
     "Decision",
+    "DeclareNode",
     "EndProgram",
     "ErrorCode",
     "Event",
     "FinishReason",
     "OpenProgram",
     "PageWrite",
+    "PathStep",
     "ProgramEnded",
     "Rejected",
+    "Resume",
     "Row",
     "RowOutput",
     "SamplingParams",
@@ -48,4 +56,5 @@ __all__ = [
     "TokenWrite",
     "TokensOut",
     "Usage",
+    "Wait",
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 
 from treadle.scheduler.commands import SamplingParams, Usage
+from treadle.scheduler.graph import ProgramGraph
 from treadle.scheduler.kv import Node
 
 USAGE_FIELDS = tuple(field.name for field in fields(Usage))
@@ -40,6 +41,7 @@ class Program:
     kind: str
     tenant: str
     arrival: int
+    graph: ProgramGraph
     calls: dict[str, Call] = field(default_factory=dict)
     num_calls: int = 0
     tally: Tally = field(default_factory=Tally)
@@ -84,6 +86,7 @@ class Call:
     max_tokens: int | None
     open: bool
     fork_of: Call | None
+    node_id: str | None
     num_prompt_tokens: int
     waiting_since: float
 

@@ -49,10 +49,48 @@ class OpenProgram:
 
 
 @dataclass(frozen=True, slots=True)
+class DeclareNode:
+    """Tells a node of a program's graph, as soon as it is known.
+
+    Attributes:
+        kind: `llm`, `tool`, or another word for what is outside.
+        name: Of the function, for people.
+        inputs: Nodes whose values it needs; they were declared before.
+        extends: The node whose conversation it continues.
+        group: Shared by the branches of one fan-out.
+    """
+
+    program_id: str
+    node_id: str
+    kind: str
+    name: str = ""
+    inputs: tuple[str, ...] = ()
+    extends: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A declared node runs outside the engine from now on: a tool, a person."""
+
+    program_id: str
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """What was waited for has come."""
+
+    program_id: str
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class SubmitCall:
     """Adds a call to a program.
 
     Attributes:
+        node_id: The declared node whose value the call computes.
         token_ids: The prompt, or its leading part if the call is `open`.
         max_tokens: Most tokens to generate; None means as many as the context holds.
         open: The prompt is not complete: compute what is known, sample nothing, wait for `AppendPrompt`.
@@ -67,6 +105,7 @@ class SubmitCall:
     max_tokens: int | None = None
     open: bool = False
     fork_of: str | None = None
+    node_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +131,12 @@ class EndProgram:
     program_id: str
 
 
-Command: TypeAlias = OpenProgram | SubmitCall | AppendPrompt | AbortCall | EndProgram
+Command: TypeAlias = OpenProgram | DeclareNode | SubmitCall | AppendPrompt | AbortCall | Wait | Resume | EndProgram
 
 ErrorCode: TypeAlias = Literal[
     "duplicate_id",
     "unknown_program",
+    "unknown_node",
     "unknown_call",
     "not_open",
     "bad_fork",
@@ -166,12 +206,32 @@ class CallFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class PathStep:
+    """A node on a critical path, and the seconds that the path spent on it."""
+
+    node_id: str
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramEnded:
-    """The last event of a program, with its account."""
+    """The last event of a program, with its account.
+
+    Attributes:
+        calls, nodes: How many it had.
+        duration_s: From `OpenProgram` to `EndProgram`.
+        tool_wait_s: Sum over its tools of the time from `Wait` to `Resume`.
+        critical_path: The chain of nodes that its end waited for.
+    """
 
     program_id: str
     calls: int
     usage: Usage
+    nodes: int = 0
+    duration_s: float = 0.0
+    tool_wait_s: float = 0.0
+    critical_path: tuple[PathStep, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

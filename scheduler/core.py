@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 from treadle.scheduler.call import Call, Program, Status
@@ -15,6 +14,7 @@ from treadle.scheduler.commands import (
     CallFinished,
     Command,
     Decision,
+    DeclareNode,
     EndProgram,
     ErrorCode,
     Event,
@@ -22,10 +22,14 @@ from treadle.scheduler.commands import (
     OpenProgram,
     ProgramEnded,
     Rejected,
+    Resume,
     SubmitCall,
     TokensOut,
     Usage,
+    Wait,
 )
+from treadle.scheduler.config import SchedulerConfig
+from treadle.scheduler.graph import ProgramGraph
 from treadle.scheduler.limits import Limits, Problem
 from treadle.scheduler.memory import CallMemory
 from treadle.scheduler.plan import RowOutput, StepPlan, StepResult
@@ -34,42 +38,6 @@ from treadle.scheduler.policies import ORDERS, RETENTIONS
 from treadle.scheduler.roster import Roster
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerConfig:
-    """Sizes and policies.
-
-    Attributes:
-        num_pages: Pages of KV in the pool.
-        vocab_size: Token ids are below this.
-        max_context: Most tokens of a call, prompt and generation together; a small pool allows fewer.
-        page_size: Tokens in a page.
-        num_slots: Most calls that run at once.
-        max_step_tokens: Most tokens computed in one step; longer prompts are computed in chunks.
-        order, retention: Names of policies.
-        prefix_cache: Whether calls share pages with what other calls computed.
-        max_calls, max_programs: Live ones; more are refused.
-        max_decisions: How many lines the decision log keeps.
-    """
-
-    num_pages: int
-    vocab_size: int
-    max_context: int
-    page_size: int = 16
-    num_slots: int = 64
-    max_step_tokens: int = 512
-    order: str = "program-fcfs"
-    retention: str = "lru"
-    prefix_cache: bool = True
-    max_calls: int = 8192
-    max_programs: int = 8192
-    max_decisions: int = 4096
-
-    def __post_init__(self) -> None:
-        for name in ("num_pages", "page_size", "num_slots", "max_step_tokens", "max_calls", "max_programs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 class Scheduler:
@@ -100,7 +68,11 @@ class Scheduler:
         """Carries out one command. What cannot be done is answered by an event, never by an exception."""
         match command:
             case OpenProgram():
-                return self._open_program(command)
+                return self._open_program(command, now)
+            case DeclareNode():
+                return self._declare(command)
+            case Wait() | Resume():
+                return self._wait_or_resume(command, now)
             case SubmitCall():
                 return self._submit(command, now)
             case AppendPrompt():
@@ -113,7 +85,7 @@ class Scheduler:
             case EndProgram():
                 return self._end_program(command, now)
 
-    def _open_program(self, command: OpenProgram) -> list[Event]:
+    def _open_program(self, command: OpenProgram, now: float) -> list[Event]:
         if command.program_id in self._programs:
             text = f"program {command.program_id!r} is open already; use another id, or end it first"
             return [Rejected(command.program_id, "duplicate_id", text)]
@@ -121,8 +93,38 @@ class Scheduler:
             text = f"{self.config.max_programs} programs are open; end one, or try again later"
             return [Rejected(command.program_id, "overloaded", text)]
         self._programs[command.program_id] = Program(
-            command.program_id, command.kind, command.tenant, self._next_arrival()
+            command.program_id, command.kind, command.tenant, self._next_arrival(), ProgramGraph(now)
         )
+        return []
+
+    def _declare(self, command: DeclareNode) -> list[Event]:
+        program = self._programs.get(command.program_id)
+        if program is None:
+            return [_no_such_program(command.program_id)]
+        if command.node_id in program.graph:
+            text = f"node {command.node_id!r} is declared already; use another id"
+            return [Rejected(command.node_id, "duplicate_id", text)]
+        if len(program.graph) >= self.config.max_nodes:
+            text = f"the program has {self.config.max_nodes} nodes; split it into several programs"
+            return [Rejected(command.node_id, "overloaded", text)]
+        for needed in (*command.inputs, *filter(None, (command.extends,))):
+            if needed not in program.graph:
+                text = f"node {command.node_id!r} needs {needed!r}, which is not declared; declare it first"
+                return [Rejected(command.node_id, "unknown_node", text)]
+        program.graph.declare(command)
+        return []
+
+    def _wait_or_resume(self, command: Wait | Resume, now: float) -> list[Event]:
+        program = self._programs.get(command.program_id)
+        if program is None:
+            return [_no_such_program(command.program_id)]
+        if command.node_id not in program.graph:
+            text = f"node {command.node_id!r} is not declared; send DeclareNode first"
+            return [Rejected(command.node_id, "unknown_node", text)]
+        if isinstance(command, Wait):
+            program.graph.began(command.node_id, now)
+        else:
+            program.graph.ended(command.node_id, now)
         return []
 
     def _submit(self, command: SubmitCall, now: float) -> list[Event]:
@@ -144,6 +146,7 @@ class Scheduler:
             max_tokens=command.max_tokens,
             open=command.open,
             fork_of=parent,
+            node_id=command.node_id,
             num_prompt_tokens=len(command.token_ids),
             waiting_since=now,
             stop_token_ids=frozenset(command.sampling.stop_token_ids),
@@ -165,6 +168,8 @@ class Scheduler:
         program = self._programs.get(command.program_id)
         if program is None:
             return "unknown_program", f"program {command.program_id!r} is not open; send OpenProgram first"
+        if command.node_id is not None and command.node_id not in program.graph:
+            return "unknown_node", f"node {command.node_id!r} is not declared; send DeclareNode first"
         if len(self._calls) >= self.config.max_calls:
             return "overloaded", f"{self.config.max_calls} calls are live; try again later"
         if not command.token_ids and not command.open:
@@ -207,11 +212,20 @@ class Scheduler:
     def _end_program(self, command: EndProgram, now: float) -> list[Event]:
         program = self._programs.get(command.program_id)
         if program is None:
-            text = f"program {command.program_id!r} is not open; it may have ended already"
-            return [Rejected(command.program_id, "unknown_program", text)]
+            return [_no_such_program(command.program_id)]
         events: list[Event] = [self._finish(call, "aborted", now) for call in list(program.calls.values())]
         del self._programs[program.id]
-        return [*events, ProgramEnded(program.id, program.num_calls, program.tally.usage())]
+        graph = program.graph
+        ended = ProgramEnded(
+            program.id,
+            calls=program.num_calls,
+            usage=program.tally.usage(),
+            nodes=len(graph),
+            duration_s=now - graph.opened,
+            tool_wait_s=graph.tool_wait_s,
+            critical_path=graph.critical_path(),
+        )
+        return [*events, ended]
 
     # Steps
 
@@ -297,10 +311,17 @@ class Scheduler:
         self._roster.leave(call, Status.FINISHED, now)
         self._release_forks(call, now)
         program = call.program
+        if call.node_id is not None:
+            program.graph.ended(call.node_id, now)
         program.tally.add(call.tally)
         del self._calls[call.id], program.calls[call.id]
         self._decide(now, "finish", call.id, message or reason)
         return CallFinished(call.id, reason, call.tally.usage(), error=error, message=message)
+
+    def graph(self, program_id: str) -> ProgramGraph | None:
+        """The declared graph of an open program."""
+        program = self._programs.get(program_id)
+        return program.graph if program is not None else None
 
     @property
     def num_in_flight(self) -> int:
@@ -336,6 +357,10 @@ class Scheduler:
     def _next_arrival(self) -> int:
         self._num_arrivals += 1
         return self._num_arrivals
+
+
+def _no_such_program(program_id: str) -> Rejected:
+    return Rejected(program_id, "unknown_program", f"program {program_id!r} is not open; it may have ended already")
 
 
 def _no_such_call(call_id: str) -> Rejected:
