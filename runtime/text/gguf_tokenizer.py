@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from treadle.runtime.errors import CorruptModelError, UnsupportedModelError
+from treadle.runtime.text.special_text import END_OF_TURN_TOKENS
 
 if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
@@ -126,7 +127,18 @@ def build_gguf_tokenizer(metadata: Mapping[str, Any]) -> GGUFVocabulary:
         )
     tokens = _strings(metadata, "tokenizer.ggml.tokens")
     token_types = _numbers(metadata, "tokenizer.ggml.token_type", len(tokens)) or [1] * len(tokens)
-    return builder(metadata, tokens, [int(token_type) for token_type in token_types])
+    return builder(metadata, tokens, _with_end_of_turn(metadata, tokens, [int(kind) for kind in token_types]))
+
+
+def _with_end_of_turn(metadata: Mapping[str, Any], tokens: list[str], token_types: list[int]) -> list[int]:
+    """`token_types` in which whatever ends a turn is a control token: some converters call it normal. `</s>` is left,
+    for in some vocabularies it is ordinary markup."""
+    declared = {metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
+    names = END_OF_TURN_TOKENS - {"</s>"}
+    return [
+        CONTROL if token in names or token_id in declared else token_type
+        for token_id, (token, token_type) in enumerate(zip(tokens, token_types, strict=True))
+    ]
 
 
 def _build_byte_level(metadata: Mapping[str, Any], tokens: list[str], token_types: list[int]) -> GGUFVocabulary:

@@ -16,6 +16,25 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+END_OF_TURN_TOKENS = frozenset(
+    {
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end_of_text|>",
+        "<|endoftext|>",
+        "<|end|>",
+        "<|eot|>",
+        "<|return|>",
+        "<|call|>",
+        "<end_of_turn>",
+        "<|end_of_turn|>",
+        "<｜end▁of▁sentence｜>",
+        "</s>",
+    }
+)
+"""Special tokens that end a turn in some well-known family of models."""
+
 _KNOWN_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython", "model"})
 _BREAK = "\u200b"
 
@@ -56,7 +75,7 @@ class SpecialText:
         parts.append(text[position:])
         return [part for part in parts if part != ""]
 
-    def guard(self, text: str, swap: Callable[[str], str], *, is_key: bool = False) -> str:
+    def guard(self, text: str, swap: Callable[[str], str]) -> str:
         """`text` with `swap` applied to every special token in it, to an end of it that could begin one, to a start
         that could end one, and to all of it if it could be the middle of one.
 
@@ -64,7 +83,7 @@ class SpecialText:
         with their own.
         """
         parts = self.pattern.split(text)
-        if len(parts) == 1 and not is_key and not text.isidentifier() and self._is_within(text):
+        if len(parts) == 1 and not text.isidentifier() and self._is_within(text):
             return swap(text)
         found = self.pattern.findall(text)
         head = self._overlap(parts[0], self._endings, at_end=False)
@@ -116,9 +135,7 @@ def guard_all(value: Any, special: SpecialText, swap: Callable[[str], str], *, f
         return special.guard(value, swap)
     if isinstance(value, Mapping):
         return {
-            special.guard(key, swap, is_key=True) if isinstance(key, str) else key: guard_all(
-                item, special, swap, field=str(key)
-            )
+            special.guard(key, swap) if isinstance(key, str) else key: guard_all(item, special, swap, field=str(key))
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):

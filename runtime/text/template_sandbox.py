@@ -88,8 +88,8 @@ class BoundedTemplate:
             raise UnsupportedModelError(f"the chat template cannot be compiled: {error}. {_ADVICE}") from error
 
     def render(self, variables: Mapping[str, Any]) -> str:
-        """The text that the template writes. Raises `InvalidRequestError` if it calls `raise_exception`, fails on what it
-        is given, or is given too much, and `UnsupportedModelError` if it costs too much by itself."""
+        """The text that the template writes. Raises `InvalidRequestError` if it calls `raise_exception`, fails on what
+        it is given, or is given too much, and `UnsupportedModelError` if it costs too much by itself."""
         budget = self._environment.budget
         budget.start()
         parts: list[str] = []
@@ -204,7 +204,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         # Jinja wraps str.format, whose string is then found one level deeper.
         owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
         if isinstance(owner, str):
-            return self._call_str_method(owner, function, args, kwargs)
+            # Within loops and blocks, Jinja adds these to every call, and takes them out in `Context.call`.
+            given = {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}
+            return self._call_str_method(owner, function, args, given)
         result = super().call(context, function, *args, **kwargs)
         self.budget.pay_for(result)
         return result

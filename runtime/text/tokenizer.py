@@ -21,26 +21,7 @@ from treadle.runtime.text.chat_template import ChatTemplate
 from treadle.runtime.text.detokenizer import Detokenizer
 from treadle.runtime.text.gguf_tokenizer import BYTE, CONTROL, UNKNOWN, USER_DEFINED, build_gguf_tokenizer
 from treadle.runtime.text.huggingface_tokenizer import read_huggingface_folder
-from treadle.runtime.text.special_text import SpecialText, SpecialToken
-
-END_OF_TURN_TOKENS = frozenset(
-    {
-        "<|im_end|>",
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|end_of_text|>",
-        "<|endoftext|>",
-        "<|end|>",
-        "<|eot|>",
-        "<|return|>",
-        "<|call|>",
-        "<end_of_turn>",
-        "<|end_of_turn|>",
-        "<｜end▁of▁sentence｜>",
-        "</s>",
-    }
-)
-"""Special tokens that end a turn in some well-known family of models."""
+from treadle.runtime.text.special_text import END_OF_TURN_TOKENS, SpecialText, SpecialToken
 
 
 class Tokenizer:
