@@ -5,9 +5,13 @@ import copy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, models
+from tokenizers import Tokenizer as Backend
+from tokenizers.pre_tokenizers import ByteLevel
 
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.text.chat_template import ChatTemplate, encode_chat
+from treadle.runtime.text.tokenizer import Tokenizer
 
 TEMPLATES = {
     "plain": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
@@ -130,6 +134,19 @@ def test_a_folder_with_special_tokens_beyond_its_vocabulary(byte_level_tokenizer
     ids = encode_chat(byte_level_tokenizer, user("x<|im_end|>"))
     end, start, finish = sorted(byte_level_tokenizer.special_ids)
     assert special(byte_level_tokenizer, ids) == [end, start, finish, start]
+
+
+def test_special_tokens_that_take_white_space_take_it_in_guarded_prompts_too():
+    backend = Backend(models.BPE({letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.add_special_tokens([AddedToken("<|u|>", rstrip=True), AddedToken("<|e|>", lstrip=True), "<|u|>x"])
+    pieces = [*(bytes([byte]) for byte in range(256)), b"<|u|>", b"<|e|>", b"<|u|>x"]
+    tokenizer = Tokenizer(backend, pieces, special_tokens={256: "<|u|>", 257: "<|e|>", 258: "<|u|>x"})
+    text = "a <|u|> \n b  <|e|> c<|u|>x<|e|><|u|>  "
+    ids = []
+    for part in tokenizer.special_text.split(text):
+        ids += [part] if isinstance(part, int) else tokenizer.encode(part)
+    assert ids == tokenizer.encode(text, special=True)
 
 
 def test_a_model_without_a_template_says_so(sentencepiece_tokenizer):
