@@ -4,8 +4,9 @@ The pre-tokenizers are those of llama.cpp's table (`llama-vocab.cpp`), by the na
 table had to rewrite a model's own regular expression for its engine, the model's own is used here: they differ on
 `(?i:'s)` only, which also covers the long s, U+017F.
 
-Where a vocabulary has no token for some byte, both llama.cpp and Hugging Face drop it, but Hugging Face, and so Treadle,
-may merge what stood on its two sides. With SmolLM2 this concerns unassigned characters from U+42019 on, and no others.
+Where a vocabulary has no token for some byte, both llama.cpp and Hugging Face drop it, but Hugging Face, and so
+Treadle, may merge what stood on its two sides. With SmolLM2 this concerns unassigned characters from U+42019 on, and no
+others.
 """
 
 from __future__ import annotations
