@@ -1,8 +1,8 @@
 """Builds a tokenizer from the metadata of a GGUF file.
 
 The pre-tokenizers are those of llama.cpp's table (`llama-vocab.cpp`), by the name in `tokenizer.ggml.pre`. Where that
-table had to rewrite a model's own regular expression for its engine, the model's own is used here: they differ on
-`(?i:'s)` only, which also covers the long s, U+017F.
+table had to rewrite a model's own regular expression for its engine, the model's own is used here: they differ on the
+long s, U+017F, in `(?i:'s)`, and in `tekken` and `gpt-4o` on which letters outside ASCII are capitals.
 
 Where a vocabulary has no token for some byte, both llama.cpp and Hugging Face drop it, but Hugging Face, and so
 Treadle, may merge what stood on its two sides. With SmolLM2 this concerns unassigned characters from U+42019 on, and no
