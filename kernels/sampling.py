@@ -25,6 +25,12 @@ def penalize(
         logits[tokens] -= presence + frequency * counts
 
 
+def apply_bitmask(logits: Tensor, bitmask: Tensor) -> None:
+    """Minus infinity, in place, for tokens of `[R, V]` whose bit in the int32 words `[R, ceil(V / 32)]` is zero."""
+    bits = (bitmask[:, :, None] >> torch.arange(32, dtype=torch.int32, device=bitmask.device)) & 1
+    logits.masked_fill_(bits.flatten(1)[:, : logits.shape[-1]] == 0, float("-inf"))
+
+
 def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:
     """Minus infinity for all but the `k` `[R]` largest of each row of `[R, V]`; k is at least 1."""
     k = k.clamp(max=logits.shape[-1])

@@ -96,6 +96,7 @@ class SubmitCall:
         open: The prompt is not complete: compute what is known, sample nothing, wait for `AppendPrompt`.
         fork_of: A live call with the same complete prompt. This call shares its pages, and computes the last prompt
             token only.
+        constraint: What the output must look like, in the engine's grammar language. The scheduler does not read it.
     """
 
     call_id: str
@@ -106,6 +107,7 @@ class SubmitCall:
     open: bool = False
     fork_of: str | None = None
     node_id: str | None = None
+    constraint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,7 @@ ErrorCode: TypeAlias = Literal[
     "bad_token",
     "bad_max_tokens",
     "bad_sampling",
+    "bad_constraint",
     "prompt_too_long",
     "overloaded",
     "engine",

@@ -54,4 +54,4 @@ def build_engine(checkpoint: Checkpoint, tokenizer: Tokenizer | None, config: En
     state = DeviceState(model, dtype, num_pages, config.page_size, config.num_slots, scheduler.limits.max_context)
     runner = Runner(load_decoder(checkpoint, dtype, device.torch_device), state, device)
     overlap = device.runs_ahead if config.overlap is None else config.overlap
-    return Engine(scheduler, runner, tokenizer, time.perf_counter, overlap=overlap)
+    return Engine(scheduler, runner, tokenizer, None, time.perf_counter, overlap=overlap)

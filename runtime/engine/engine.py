@@ -9,8 +9,11 @@ One turn of the loop, `step`. With overlap the tokens of a step are read while t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from treadle.runtime.engine.runner import Forward, Launched, RowToken, Runner, SamplingCall
 from treadle.runtime.engine.sampler import check_sampling
@@ -20,6 +23,7 @@ from treadle.scheduler import (
     AppendPrompt,
     CallFinished,
     Command,
+    ErrorCode,
     Event,
     Rejected,
     Row,
@@ -32,26 +36,30 @@ from treadle.scheduler import (
 )
 
 if TYPE_CHECKING:
+    from treadle.grammar import Compiler, Matcher
     from treadle.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)
 class _LiveCall:
-    """What the engine keeps of a call: how to sample for it, and its text so far."""
+    """What the engine keeps of a call: how to sample for it, its text so far, and what its grammar has accepted."""
 
     sampling: SamplingCall
     text: TextStream
+    matcher: Matcher | None = None
+    ended: bool = False
 
 
 @dataclass(slots=True)
 class _Step:
-    """A plan on its way through the engine."""
+    """A plan on its way through the engine. `calls` are those of its rows, even if their ids name others by now."""
 
     plan: StepPlan
     started: float
-    failed: dict[str, str]
-    forwards: list[Forward]
-    launched: list[Launched]
+    calls: dict[str, _LiveCall]
+    failed: dict[str, str] = field(default_factory=dict)
+    forwards: list[Forward] = field(default_factory=list)
+    launched: list[Launched] = field(default_factory=list)
 
 
 class Engine:
@@ -66,6 +74,7 @@ class Engine:
         scheduler: Scheduler,
         runner: Runner,
         tokenizer: Tokenizer | None,
+        compiler: Compiler | None,
         clock: Callable[[], float],
         *,
         overlap: bool,
@@ -73,6 +82,7 @@ class Engine:
         self.scheduler = scheduler
         self.runner = runner
         self._tokenizer = tokenizer
+        self._compiler = compiler
         self._clock = clock
         self._overlap = overlap
         self._calls: dict[str, _LiveCall] = {}
@@ -89,15 +99,31 @@ class Engine:
     def _submit(self, command: SubmitCall) -> list[Event]:
         try:
             check_sampling(command.sampling, self.runner.decoder.config.vocab_size)
+            matcher = self._matcher(command.constraint)
         except InvalidRequestError as error:
-            if command.call_id in self._calls:
-                return [Rejected(command.call_id, "bad_sampling", str(error))]
-            return [CallFinished(command.call_id, "error", Usage(), error="bad_sampling", message=str(error))]
+            return [self._refusal(command.call_id, "bad_sampling", str(error))]
+        except ValueError as error:
+            return [self._refusal(command.call_id, "bad_constraint", str(error))]
         events = self.scheduler.apply(command, self._clock())
         if not events:
             text = TextStream(self._tokenizer, command.sampling.stop, command.sampling.stop_token_ids)
-            self._calls[command.call_id] = _LiveCall(SamplingCall(command.sampling, len(command.token_ids)), text)
+            sampling = SamplingCall(command.sampling, len(command.token_ids))
+            self._calls[command.call_id] = _LiveCall(sampling, text, matcher)
         return events
+
+    def _refusal(self, call_id: str, code: ErrorCode, message: str) -> Event:
+        if call_id in self._calls:
+            return Rejected(call_id, code, message)
+        return CallFinished(call_id, "error", Usage(), error=code, message=message)
+
+    def _matcher(self, constraint: str | None) -> Matcher | None:
+        if constraint is None:
+            return None
+        if self._compiler is None:
+            raise ValueError("a model without a tokenizer cannot follow a grammar; leave out the constraint")
+        from treadle.grammar import constraint_from_json
+
+        return self._compiler.compile(constraint_from_json(constraint)).matcher()
 
     def _forward_command(self, command: Command) -> list[Event]:
         events = self.scheduler.apply(command, self._clock())
@@ -121,10 +147,10 @@ class Engine:
                 self._pending = step
             else:
                 events += self._commit(step)
-        return self._with_last_text(events)
+        return events
 
     def _launch(self, plan: StepPlan) -> _Step:
-        step = _Step(plan, self._clock(), {}, [], [])
+        step = _Step(plan, self._clock(), {row.call_id: self._calls[row.call_id] for row in plan.rows})
         self.runner.state.write(plan)
         step.forwards = self._forward(plan.rows, step.failed)
         return step
@@ -141,23 +167,39 @@ class Engine:
         return self._forward(rows[:middle], failed) + self._forward(rows[middle:], failed)
 
     def _sample(self, step: _Step) -> None:
-        calls = {row.call_id: self._calls[row.call_id].sampling for row in step.plan.rows if row.call_id in self._calls}
-        while step.forwards:
-            forward = step.forwards.pop(0)
-            # A call may have ended since its row was launched: there is nobody left to sample for.
-            rows = [row for row in forward.rows if row.sample]
-            if any(row.call_id not in calls for row in rows):
-                keep = [i for i, row in enumerate(rows) if row.call_id in calls]
-                forward = Forward(tuple(rows[i] for i in keep), forward.logits[keep])
+        waiting = step.forwards
+        while waiting:
+            forward = self._without_ended_calls(waiting.pop(0), step)
             try:
-                step.launched.append(self.runner.sample(forward, calls))
+                step.launched.append(self.runner.sample(forward, self._sampling_calls(forward, step)))
             except Exception as error:
                 if len(forward.rows) == 1:
                     self._fail(forward.rows[0], error, step.failed)
                     continue
                 middle = len(forward.rows) // 2
                 for half in (forward.rows[:middle], forward.rows[middle:]):
-                    step.forwards += self._forward(half, step.failed)
+                    waiting += self._forward(half, step.failed)
+
+    def _without_ended_calls(self, forward: Forward, step: _Step) -> Forward:
+        """A call may have ended since its row was launched: there is nobody left to sample for."""
+        rows = [row for row in forward.rows if row.sample]
+        keep = [i for i, row in enumerate(rows) if not step.calls[row.call_id].ended]
+        return forward if len(keep) == len(rows) else Forward(tuple(rows[i] for i in keep), forward.logits[keep])
+
+    def _sampling_calls(self, forward: Forward, step: _Step) -> dict[str, SamplingCall]:
+        """How to sample for each call, with the tokens that its grammar allows now."""
+        calls = {}
+        for row in forward.rows:
+            call = step.calls[row.call_id]
+            if call.matcher is not None and row.sample:
+                call.sampling = replace(call.sampling, bitmask=self._allowed(call.matcher))
+            calls[row.call_id] = call.sampling
+        return calls
+
+    def _allowed(self, matcher: Matcher) -> Tensor | None:
+        words = -(-self.runner.decoder.config.vocab_size // 32)
+        bitmask = torch.full((1, words), -1, dtype=torch.int32)
+        return bitmask[0] if matcher.fill(bitmask, 0) else None
 
     def _fail(self, row: Row, error: Exception, failed: dict[str, str]) -> None:
         failed[row.call_id] = f"computing the call failed: {type(error).__name__}: {error}"
@@ -174,13 +216,17 @@ class Engine:
             if token.token_id < 0:
                 error = ArithmeticError("the model's output is not finite; check the weights, or use dtype float32")
                 self._fail(token.row, error, step.failed)
-            elif token.row.call_id in self._calls:
-                outputs.append(self._output(token))
+            elif not (call := step.calls[token.row.call_id]).ended:
+                outputs.append(self._output(token, call))
         result = StepResult(step.plan.step_id, duration, tuple(outputs), tuple(step.failed.items()))
-        return self.scheduler.complete(result, self._clock())
+        return self._with_last_text(self.scheduler.complete(result, self._clock()))
 
-    def _output(self, token: RowToken) -> RowOutput:
-        text, stop = self._calls[token.row.call_id].text.push(token.token_id)
+    def _output(self, token: RowToken, call: _LiveCall) -> RowOutput:
+        text, stop = call.text.push(token.token_id)
+        if call.matcher is not None:
+            accepted = call.matcher.accept(token.token_id)
+            assert accepted, f"token {token.token_id} was allowed by the mask and refused by the grammar"
+            stop = stop or call.matcher.is_done
         return RowOutput(token.row.call_id, token.token_id, text, stop, token.logprob)
 
     def _with_last_text(self, events: list[Event]) -> list[Event]:
@@ -188,5 +234,6 @@ class Engine:
         for index, event in enumerate(events):
             if isinstance(event, CallFinished) and event.call_id in self._calls:
                 call = self._calls.pop(event.call_id)
+                call.ended = True
                 events[index] = replace(event, text=call.text.finish())
         return events

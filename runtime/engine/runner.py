@@ -21,6 +21,7 @@ class SamplingCall:
 
     params: SamplingParams
     num_prompt: int
+    bitmask: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class Runner:
                 row.end,
                 calls[row.call_id].num_prompt,
                 lambda row=row: pool[row.slot, : row.end],  # type: ignore[misc]
+                calls[row.call_id].bitmask,
             )
             for row in rows
         ]

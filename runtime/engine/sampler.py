@@ -21,12 +21,16 @@ GREEDY_BELOW = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class SampleRow:
-    """A row that samples: how, at which position, and its tokens so far (read only when penalties need them)."""
+    """A row that samples: how, at which position, and its tokens so far (read only when penalties need them).
+
+    `bitmask` is int32 `[ceil(V / 32)]`: the tokens that a grammar allows; None allows all.
+    """
 
     params: SamplingParams
     position: int
     num_prompt: int
     history: Callable[[], Tensor]
+    bitmask: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,11 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> Sampled:
     logprobs = {i: _top_logprobs(logits[i], rows[i].params) for i in reported}
     for i, row in enumerate(rows):
         _adjust(logits[i], row)
+    constrained = [i for i, row in enumerate(rows) if row.bitmask is not None]
+    if constrained:
+        masked = logits[constrained]
+        ops.apply_bitmask(masked, torch.stack([mask for row in rows if (mask := row.bitmask) is not None]))
+        logits[constrained] = masked
     # The argmax of a row with a NaN is the NaN: looking at the best logit is looking at all of them.
     best, tokens = logits.max(-1)
     finite = best.isfinite()

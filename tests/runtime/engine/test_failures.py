@@ -230,3 +230,20 @@ def test_unknown_policies_are_refused_with_the_choices():
 def test_a_pool_that_memory_cannot_hold_is_refused():
     with pytest.raises(InvalidRequestError, match="use fewer pages"):
         Bench(num_pages=10**12)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_id_used_again_does_not_get_the_tokens_of_the_call_before(overlap):
+    """Under overlap a step of the old call may still be on its way when the new one begins."""
+    fresh = Bench()
+    fresh.submit("call", [7, 8, 9], max_tokens=6)
+    expected = fresh.run()["call"]
+    bench = Bench(overlap=overlap)
+    bench.submit("call", [1, 2, 3], max_tokens=50)
+    for _ in range(4):
+        bench.step()
+    bench.send(AbortCall("call"))
+    bench.submit("call", [7, 8, 9], max_tokens=6)
+    bench.run()
+    assert_same(expected, bench.calls["call"])
+    bench.assert_nothing_leaks()
