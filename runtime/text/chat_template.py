@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from treadle.runtime.text.template_sandbox import BoundedTemplate
 
 if TYPE_CHECKING:
     from treadle.runtime.text.tokenizer import Tokenizer
+
+_NO_HOLES = re.compile("(?!)")
 
 
 class ChatTemplate:
@@ -69,6 +72,26 @@ def encode_chat(
 
     Raises `InvalidRequestError` if the model has no chat template, and as `ChatTemplate.render` does.
     """
+    options = {"tools": tools, "add_generation_prompt": add_generation_prompt, **kwargs}
+    parts = encode_chat_with_holes(tokenizer, messages, _NO_HOLES, **options)
+    return [token_id for part in parts if not isinstance(part, str) for token_id in part]
+
+
+def encode_chat_with_holes(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    holes: re.Pattern[str],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+    **kwargs: Any,
+) -> list[list[int] | str]:
+    """As `encode_chat`, for messages in which some text is to come later.
+
+    Returns:
+        The ids of the text between matches of `holes`, and the matches where they stand. Text on either side of a
+        hole is encoded by itself, so that what comes into the hole can be encoded by itself too.
+    """
     template = tokenizer.chat_template
     if template is None:
         raise InvalidRequestError(
@@ -82,11 +105,26 @@ def encode_chat(
 
     stand_ins = StandIns()
     guarded = render(guard_all(given, special, stand_ins.swap))
-    if not stand_ins.originals:
-        return tokenizer.encode(guarded, special=True)
-    if stand_ins.restore(guarded) != render(given):
-        return tokenizer.encode(render(guard_all(given, special, broken)), special=True)
-    ids: list[int] = []
-    for part in special.split(guarded):
-        ids += [part] if isinstance(part, int) else tokenizer.encode(stand_ins.restore(part))
-    return ids
+    if stand_ins.originals and stand_ins.restore(guarded) != render(given):
+        stand_ins, guarded = StandIns(), render(guard_all(given, special, broken))
+    parts: list[list[int] | str] = [[]]
+    for piece in special.split(guarded):
+        if isinstance(piece, int):
+            _last_ids(parts).append(piece)
+            continue
+        position = 0
+        for match in holes.finditer(piece):
+            _last_ids(parts).extend(tokenizer.encode(stand_ins.restore(piece[position : match.start()])))
+            parts.append(match[0])
+            position = match.end()
+        _last_ids(parts).extend(tokenizer.encode(stand_ins.restore(piece[position:])))
+    return [part for part in parts if part]
+
+
+def _last_ids(parts: list[list[int] | str]) -> list[int]:
+    """The ids at the end of `parts`, a new list if a hole is there."""
+    last = parts[-1]
+    if isinstance(last, str):
+        last = []
+        parts.append(last)
+    return last
