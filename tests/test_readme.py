@@ -1,0 +1,15 @@
+"""The README's code runs and does what the text beside it says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_the_python_block_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [city for city in ("Paris", "Rome", "Tokyo") if city in done.stdout] == ["Paris", "Rome", "Tokyo"]
