@@ -9,9 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
+    "dsl": {"dsl"},
     "scheduler": {"scheduler"},
     "kernels": {"kernels"},
-    "runtime": {"runtime", "scheduler", "kernels"},
+    "runtime": {"runtime", "dsl", "scheduler", "kernels"},
 }
 PURE_FORBIDDEN = {"torch", "numpy", "asyncio", "threading", "time", "datetime"}
 
