@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-ROOMS  := dsl kernels runtime scheduler
+ROOMS  := dsl grammar kernels runtime scheduler
 
 .PHONY: venv test check bench clean
 

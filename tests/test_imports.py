@@ -12,7 +12,8 @@ ALLOWED = {
     "dsl": {"dsl"},
     "scheduler": {"scheduler"},
     "kernels": {"kernels"},
-    "runtime": {"runtime", "dsl", "scheduler", "kernels"},
+    "grammar": {"grammar"},
+    "runtime": {"runtime", "dsl", "scheduler", "kernels", "grammar"},
 }
 PURE_FORBIDDEN = {"torch", "numpy", "asyncio", "threading", "time", "datetime"}
 

@@ -1,0 +1,154 @@
+"""Constraints compiled against a model's vocabulary, each once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from treadle.grammar.constraints import EBNF, Choice, Constraint, JSONSchema, Regex, ToolTurn, constraint_to_json
+from treadle.grammar.errors import GrammarTimeoutError, InvalidGrammarError
+from treadle.grammar.matcher import ContentGrammar, Grammar
+from treadle.grammar.preflight import check_text
+from treadle.grammar.sources import Source, call_source, choice_source, ebnf_source, regex_source, schema_source
+from treadle.grammar.tool_turn import ToolTurnGrammar
+from treadle.grammar.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import xgrammar
+
+NUM_THREADS = 2
+TIMEOUT = 10.0
+
+
+class Compiler:
+    """Compiles constraints for one vocabulary. Safe to share among threads.
+
+    Grammars are kept, the least recently used dropped first, while they take up at most `cache_bytes` together.
+    Threads that ask for one grammar at once compile it once. The tools of a turn are compiled and kept one by one, so
+    that turns with other sets of the same tools share them.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, cache_bytes: int = 256 << 20) -> None:
+        self._vocabulary = vocabulary
+        self._cache_bytes = cache_bytes
+        self._backend: xgrammar.GrammarCompiler | None = None
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, Grammar] = OrderedDict()
+        self._kept_bytes = 0
+        self._under_way: dict[str, Future[Grammar]] = {}
+        self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
+
+    @property
+    def cached_bytes(self) -> int:
+        """What the grammars in the cache take up."""
+        return self._kept_bytes
+
+    def compile(self, constraint: Constraint) -> Grammar:
+        """The grammar of a constraint. Blocks while compiling; raises a `GrammarError` that names what is wrong."""
+        if isinstance(constraint, ToolTurn):
+            return self._once(constraint_to_json(constraint), lambda: self._tool_turn(constraint))
+        return self._content(constraint_to_json(constraint), lambda: _source(constraint))
+
+    async def compile_async(self, constraint: Constraint, timeout: float = TIMEOUT) -> Grammar:
+        """As `compile`, off the event loop. Raises `GrammarTimeoutError` after `timeout` seconds, queueing included."""
+        with self._lock:
+            kept = self._kept.get(key := constraint_to_json(constraint))
+            if kept is not None:
+                self._kept.move_to_end(key)
+                return kept
+        work = asyncio.get_running_loop().run_in_executor(self._pool, self.compile, constraint)
+        done, _ = await asyncio.wait({work}, timeout=timeout)
+        if not done:
+            work.cancel()
+            raise GrammarTimeoutError(timeout)
+        return work.result()
+
+    def close(self) -> None:
+        """Stops the threads; compiles that have not begun are dropped."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _tool_turn(self, turn: ToolTurn) -> Grammar:
+        if not turn.tools:
+            raise InvalidGrammarError("a tool turn needs at least one tool. Leave the constraint out if there is none.")
+        names = [tool.name for tool in turn.tools]
+        if len(set(names)) < len(names) or not all(names):
+            raise InvalidGrammarError("the tools of a turn need names, each another one. Rename or remove doubles.")
+        closing = self._vocabulary.close_id is None
+        calls = tuple(
+            self._content(
+                f"call {closing:d} {len(tool.name)} {tool.name} {tool.parameters}",
+                lambda tool=tool: call_source(tool, closing=closing),  # type: ignore[misc]
+            )
+            for tool in turn.tools
+        )
+        answer = None
+        if turn.answer is not None:
+            schema = turn.answer
+            answer = self._content(constraint_to_json(schema), lambda: schema_source(schema.schema, schema.strict))
+        return ToolTurnGrammar(self._vocabulary, turn, calls, answer)
+
+    def _content(self, key: str, source: Callable[[], Source]) -> ContentGrammar:
+        grammar = self._once(key, lambda: self._compile(source()))
+        assert isinstance(grammar, ContentGrammar)
+        return grammar
+
+    def _compile(self, source: Source) -> Grammar:
+        try:
+            compiled = self._engine().compile_grammar(source.text)
+        except RuntimeError as error:
+            raise InvalidGrammarError(f"the grammar does not compile: {str(error).strip()[-400:]}") from error
+        return ContentGrammar(compiled, source.unenforced, self._vocabulary)
+
+    def _engine(self) -> xgrammar.GrammarCompiler:
+        with self._lock:
+            if self._backend is None:
+                self._backend = self._vocabulary.backend_compiler(self._cache_bytes // 2)
+            return self._backend
+
+    def _once(self, key: str, work: Callable[[], Grammar]) -> Grammar:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            future = self._under_way.get(key)
+            owner = future is None
+            if future is None:
+                future = self._under_way[key] = Future()
+        if not owner:
+            return future.result()
+        try:
+            grammar = work()
+        except BaseException as error:
+            with self._lock:
+                del self._under_way[key]
+            future.set_exception(error)
+            raise
+        with self._lock:
+            del self._under_way[key]
+            self._keep(key, grammar)
+        future.set_result(grammar)
+        return grammar
+
+    def _keep(self, key: str, grammar: Grammar) -> None:
+        self._kept[key] = grammar
+        self._kept_bytes += grammar.num_bytes + len(key)
+        while self._kept_bytes > self._cache_bytes // 2:
+            old_key, old = self._kept.popitem(last=False)
+            self._kept_bytes -= old.num_bytes + len(old_key)
+
+
+def _source(constraint: Constraint) -> Source:
+    match constraint:
+        case JSONSchema(schema, strict):
+            return schema_source(schema, strict)
+        case Regex(pattern):
+            return regex_source(check_text(pattern, "the pattern"))
+        case EBNF(grammar):
+            return ebnf_source(check_text(grammar, "the grammar"))
+        case Choice(options):
+            return choice_source(options)
+    raise TypeError(f"{type(constraint).__name__} is no constraint")
