@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -13,15 +14,16 @@ from treadle.grammar.errors import (
     InvalidSchemaError,
     UnsupportedSchemaError,
 )
+from treadle.grammar.matching import check_pattern, is_found
 
 if TYPE_CHECKING:
+    from jsonschema import ValidationError
     from jsonschema.protocols import Validator as Backend
 
 MAX_TEXT = 256 << 10
 MAX_DEPTH = 64
 MAX_PROPERTIES = 5_000
 MAX_ENUM_VALUES = 5_000
-MAX_PATTERN = 1_024
 
 # The branches of these are schemas by name, by position, or single ones.
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
@@ -109,11 +111,21 @@ class SchemaDocument:
         except RecursionError:
             raise InvalidSchemaError(pointer, "its references go round in a circle. Break it.") from None
 
+    def errors(self, value: object) -> Iterator[ValidationError]:
+        """What is wrong with a value. Raises `InvalidSchemaError` for endless references."""
+        try:
+            yield from self._validator.iter_errors(value)
+        except RecursionError:
+            raise InvalidSchemaError("", "its references go round in a circle. Break it.") from None
+
     @cached_property
     def _validator(self) -> Backend:
+        import jsonschema
         import referencing
 
-        validator: Backend = self._dialect(self.root, registry=referencing.Registry())
+        extend: Any = jsonschema.validators.extend
+        bounded = extend(self._dialect, {"pattern": _pattern_errors})
+        validator: Backend = bounded(self.root, registry=referencing.Registry())
         return validator
 
     def _look_up(self, pointer: str) -> Schema:
@@ -142,9 +154,10 @@ class SchemaDocument:
             if "$ref" in schema:
                 has_reference = pointer
                 self.target(pointer, schema["$ref"])
-            patterns = [schema["pattern"]] if isinstance(schema.get("pattern"), str) else []
-            for pattern in [*patterns, *schema.get("patternProperties", ())]:
-                check_pattern(pattern, pointer)
+            if isinstance(pattern := schema.get("pattern"), str):
+                check_pattern(pattern, pointer, as_key=False)
+            for pattern in schema.get("patternProperties", ()):
+                check_pattern(pattern, pointer, as_key=True)
         if embedded is not None and has_reference is not None:
             raise UnsupportedSchemaError("$id", f"{embedded}/$id", "Remove it: it would change what references mean.")
         if num_properties > MAX_PROPERTIES:
@@ -177,49 +190,11 @@ def escaped(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
 
-def check_pattern(pattern: str, pointer: str) -> None:
-    """Refuses patterns whose matching may take time exponential in the text: `UnsupportedSchemaError`."""
-    if len(pattern) > MAX_PATTERN:
-        raise GrammarTooLargeError("characters of a pattern", len(pattern), MAX_PATTERN)
-    if _repeats_a_repetition(pattern):
-        raise UnsupportedSchemaError(
-            "pattern", pointer, f"{pattern[:80]!r} repeats a group that repeats, which can take for ever to match."
-        )
+def _pattern_errors(_: Backend, pattern: str, instance: object, __: object) -> Iterator[ValidationError]:
+    import jsonschema
 
-
-def _repeats_a_repetition(pattern: str) -> bool:
-    """Whether a group with a repetition or a choice inside is itself repeated without a small bound."""
-    variable = [False]
-    at, in_class = 0, False
-    while at < len(pattern):
-        char = pattern[at]
-        if char == "\\":
-            at += 1
-        elif in_class:
-            in_class = char != "]"
-        elif char == "[":
-            in_class = True
-            at += pattern[at + 1 : at + 2] == "^"
-        elif char == "(":
-            variable.append(False)
-        elif char == ")" and len(variable) > 1:
-            inner = variable.pop()
-            if inner and _repeats_often(pattern, at + 1):
-                return True
-            variable[-1] = variable[-1] or inner
-        elif char in "*+|" or (char == "{" and _repeats_often(pattern, at)):
-            variable[-1] = True
-        at += 1
-    return False
-
-
-def _repeats_often(pattern: str, at: int) -> bool:
-    if pattern[at : at + 1] in ("*", "+"):
-        return True
-    if pattern[at : at + 1] != "{":
-        return False
-    last = pattern[at + 1 : pattern.find("}", at)].rpartition(",")[2]
-    return not last.isdecimal() or int(last) > 16
+    if isinstance(instance, str) and not is_found(pattern, instance):
+        yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
 def _refuse_constant(name: str) -> None:
