@@ -28,7 +28,7 @@ class Matcher(ABC):
     def fill(self, bitmask: torch.Tensor, row: int) -> bool:
         """Writes the legal ids into a row of `bitmask`, an int32 CPU tensor [num_rows, ceil(size / 32)].
 
-        False if every id is allowed, as after the end: nothing was written then.
+        False if every id is allowed, as after the end: nothing was written then. Bits past `size` mean nothing.
         """
 
     @abstractmethod
