@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from treadle.dsl import use_backend
 from treadle.runtime.config import cache_dir
 from treadle.runtime.engine.config import EngineConfig
 from treadle.runtime.errors import InvalidRequestError, ModelNotFoundError
@@ -19,6 +20,7 @@ from treadle.runtime.models.registry import resolve
 from treadle.scheduler import FinishReason, SamplingParams, SubmitCall, TokenLogprob, Usage
 
 if TYPE_CHECKING:
+    from treadle.grammar.compiler import Compiler
     from treadle.runtime.engine.client import ThreadedEngine
     from treadle.runtime.engine.session import CallStream, Session
     from treadle.runtime.models.checkpoint import Checkpoint
@@ -50,12 +52,23 @@ class Completion:
 
 
 class LocalRuntime:
-    """A loaded model that answers many calls at once. Made by `local`."""
+    """A loaded model that answers many calls at once. Made by `local`.
 
-    def __init__(self, name: str, model: ModelConfig, tokenizer: Tokenizer | None, engine: ThreadedEngine) -> None:
+    Within its scope, programs written with `treadle.dsl` run on it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: ModelConfig,
+        tokenizer: Tokenizer | None,
+        compiler: Compiler | None,
+        engine: ThreadedEngine,
+    ) -> None:
         self.name = name
         self.model = model
         self.tokenizer = tokenizer
+        self._compiler = compiler
         self._engine = engine
         self._stack = contextlib.AsyncExitStack()
         self._session: Session | None = None
@@ -72,6 +85,12 @@ class LocalRuntime:
         self._stack.callback(self._engine.close)
         self._session = await self._stack.enter_async_context(Session(self._engine))
         self._program_id = self._session.open_program(kind="generate")
+        if self.tokenizer is not None and self._compiler is not None:
+            from treadle.runtime.executor.executor import Executor
+
+            self._stack.callback(self._compiler.close)
+            executor = Executor(self._session, self.tokenizer, self._compiler)
+            self._stack.enter_context(use_backend(executor))
         return self
 
     async def __aexit__(
@@ -197,7 +216,7 @@ def load(model: str, config: EngineConfig, *, pull: bool) -> LocalRuntime:
 
     checkpoint, tokenizer = open_model(model, pull=pull)
     engine = build_engine(checkpoint, tokenizer, config)
-    return LocalRuntime(model, checkpoint.config, tokenizer, ThreadedEngine(engine))
+    return LocalRuntime(model, checkpoint.config, tokenizer, engine.compiler, ThreadedEngine(engine))
 
 
 def open_model(model: str, *, pull: bool) -> tuple[Checkpoint, Tokenizer | None]:

@@ -50,7 +50,7 @@ class OpenProgram:
 
 @dataclass(frozen=True, slots=True)
 class DeclareNode:
-    """Tells a node of a program's graph, as soon as it is known.
+    """Tells a node of a program's graph, as soon as it is known; declared again, it gets more inputs.
 
     Attributes:
         kind: `llm`, `tool`, or another word for what is outside.

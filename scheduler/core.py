@@ -101,10 +101,7 @@ class Scheduler:
         program = self._programs.get(command.program_id)
         if program is None:
             return [_no_such_program(command.program_id)]
-        if command.node_id in program.graph:
-            text = f"node {command.node_id!r} is declared already; use another id"
-            return [Rejected(command.node_id, "duplicate_id", text)]
-        if len(program.graph) >= self.config.max_nodes:
+        if command.node_id not in program.graph and len(program.graph) >= self.config.max_nodes:
             text = f"the program has {self.config.max_nodes} nodes; split it into several programs"
             return [Rejected(command.node_id, "overloaded", text)]
         for needed in (*command.inputs, *filter(None, (command.extends,))):

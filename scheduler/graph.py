@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from treadle.scheduler.commands import DeclareNode, PathStep
 
@@ -36,7 +36,13 @@ class ProgramGraph:
         return (node.declared for node in self._nodes.values())
 
     def declare(self, command: DeclareNode) -> None:
-        self._nodes[command.node_id] = GraphNode(command)
+        """Adds a node, or inputs to one that was declared before."""
+        known = self._nodes.get(command.node_id)
+        if known is None:
+            self._nodes[command.node_id] = GraphNode(command)
+        else:
+            inputs = dict.fromkeys((*known.declared.inputs, *command.inputs))
+            known.declared = replace(known.declared, inputs=tuple(inputs))
 
     def began(self, node_id: str, now: float) -> None:
         """The program waits for a tool, a person, or anything outside."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from treadle.grammar.compiler import Compiler
+from treadle.grammar.vocabulary import Vocabulary
 from treadle.runtime.engine.attention import DeviceState
 from treadle.runtime.engine.config import EngineConfig, default_num_pages, kv_bytes_per_token, torch_dtype, total_memory
 from treadle.runtime.engine.device import CPU
@@ -54,4 +56,17 @@ def build_engine(checkpoint: Checkpoint, tokenizer: Tokenizer | None, config: En
     state = DeviceState(model, dtype, num_pages, config.page_size, config.num_slots, scheduler.limits.max_context)
     runner = Runner(load_decoder(checkpoint, dtype, device.torch_device), state, device)
     overlap = device.runs_ahead if config.overlap is None else config.overlap
-    return Engine(scheduler, runner, tokenizer, None, time.perf_counter, overlap=overlap)
+    compiler = build_compiler(tokenizer, model.vocab_size) if tokenizer is not None else None
+    return Engine(scheduler, runner, tokenizer, compiler, time.perf_counter, overlap=overlap)
+
+
+def build_compiler(tokenizer: Tokenizer, vocab_size: int) -> Compiler:
+    """A grammar compiler for the tokens of a model; it loads its library when it first compiles."""
+    size = tokenizer.vocab_size
+    vocabulary = Vocabulary(
+        token_bytes=[tokenizer.token_bytes(token_id) for token_id in range(size)],
+        special_ids=tokenizer.special_ids,
+        stop_ids=tokenizer.eos_token_ids,
+        size=vocab_size,
+    )
+    return Compiler(vocabulary)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from treadle.grammar import constraint_from_json
 from treadle.runtime.engine.runner import Forward, Launched, RowToken, Runner, SamplingCall
 from treadle.runtime.engine.sampler import check_sampling
 from treadle.runtime.engine.text import TextStream
@@ -36,7 +37,8 @@ from treadle.scheduler import (
 )
 
 if TYPE_CHECKING:
-    from treadle.grammar import Compiler, Matcher
+    from treadle.grammar.compiler import Compiler
+    from treadle.grammar.matcher import Matcher
     from treadle.runtime.text.tokenizer import Tokenizer
 
 
@@ -82,7 +84,7 @@ class Engine:
         self.scheduler = scheduler
         self.runner = runner
         self._tokenizer = tokenizer
-        self._compiler = compiler
+        self.compiler = compiler
         self._clock = clock
         self._overlap = overlap
         self._calls: dict[str, _LiveCall] = {}
@@ -119,11 +121,9 @@ class Engine:
     def _matcher(self, constraint: str | None) -> Matcher | None:
         if constraint is None:
             return None
-        if self._compiler is None:
+        if self.compiler is None:
             raise ValueError("a model without a tokenizer cannot follow a grammar; leave out the constraint")
-        from treadle.grammar import constraint_from_json
-
-        return self._compiler.compile(constraint_from_json(constraint)).matcher()
+        return self.compiler.compile(constraint_from_json(constraint)).matcher()
 
     def _forward_command(self, command: Command) -> list[Event]:
         events = self.scheduler.apply(command, self._clock())

@@ -37,9 +37,14 @@ def test_a_node_is_declared_after_its_inputs(engine):
     assert engine.send(DeclareNode("p", "b", "tool", inputs=("a",))) == []
     assert rejection(engine.send(DeclareNode("p", "c", "llm", inputs=("x",)))) == ("c", "unknown_node")
     assert rejection(engine.send(DeclareNode("p", "c", "llm", extends="x"))) == ("c", "unknown_node")
-    assert rejection(engine.send(DeclareNode("p", "a", "llm"))) == ("a", "duplicate_id")
     assert rejection(engine.send(DeclareNode("q", "a", "llm"))) == ("q", "unknown_program")
     assert [node.node_id for node in engine.scheduler.graph("p").nodes()] == ["a", "b"]
+
+
+def test_a_node_declared_again_gets_more_inputs(engine):
+    engine.send(DeclareNode("p", "a", "llm"), DeclareNode("p", "b", "llm"), DeclareNode("p", "c", "llm", inputs=("a",)))
+    assert engine.send(DeclareNode("p", "c", "llm", inputs=("b", "a"))) == []
+    assert [(node.node_id, node.inputs) for node in engine.scheduler.graph("p").nodes()][-1] == ("c", ("a", "b"))
 
 
 def test_a_program_cannot_have_endless_nodes(engine):

@@ -1,0 +1,227 @@
+"""Runs one call of the model: its prompt as far as it is known, the rest as it comes, and the value out of the text."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from treadle.dsl.errors import DSLError, OutputError
+from treadle.dsl.node import CallNode
+from treadle.dsl.var import Var
+from treadle.grammar import Choice, Constraint, JSONSchema, ToolSpec, ToolTurn, TurnStream, constraint_to_json
+from treadle.grammar.compiler import Compiler
+from treadle.runtime.engine.session import CallStream, Session
+from treadle.runtime.errors import InvalidRequestError
+from treadle.runtime.executor.prompts import Part, PromptEncoder, Recorded, Turn
+from treadle.runtime.text.tokenizer import Tokenizer
+from treadle.scheduler import AppendPrompt, SamplingParams, SubmitCall
+
+DEFAULT_MAX_TOKENS = 512
+SAMPLES_TEMPERATURE = 0.8
+"""Of a fan-out whose temperature nobody chose: equal samples would be of no use."""
+
+
+class CallRunner:
+    """Turns a `CallNode` into calls of the engine, and their tokens into its value."""
+
+    def __init__(self, session: Session, tokenizer: Tokenizer, compiler: Compiler) -> None:
+        self._session = session
+        self._tokenizer = tokenizer
+        self._compiler = compiler
+        self._prompts = PromptEncoder(tokenizer)
+        self._stops = frozenset(tokenizer.eos_token_ids)
+        self._first_of_group: dict[tuple[str, str, tuple[int, ...]], str] = {}
+
+    async def run(self, node: CallNode) -> None:
+        """Resolves the node's output, or raises why it cannot."""
+        async with asyncio.timeout(node.options.timeout):
+            prompt = await node.render()
+            if prompt.given:
+                node.output.resolve(prompt.value)
+                return
+            tools = node.options.tools
+            turns = self._prompts.turns(prompt.messages, tools)
+            constraint = await self._compiled(node)
+            for attempt in range(node.options.retries + 1):
+                parts = self._prompts.encode(turns, tools)
+                text, token_ids, reason = await self._generate(node, parts, constraint, attempt)
+                try:
+                    value = self._value(node, text, reason)
+                except OutputError as error:
+                    if attempt == node.options.retries:
+                        raise
+                    correction = f"That does not fit: {error}\nAnswer again."
+                    turns = [*turns, Turn("assistant", [Recorded(token_ids)]), Turn("user", [correction])]
+                else:
+                    node.output.resolve(value, token_ids, text)
+                    return
+
+    def forget_program(self, program_id: str) -> None:
+        """Drops what was kept to share prompts within a program that has ended."""
+        for key in [key for key in self._first_of_group if key[0] == program_id]:
+            del self._first_of_group[key]
+
+    async def _compiled(self, node: CallNode) -> str | None:
+        """The node's constraint in wire form; the grammar is in the compiler's cache from now on."""
+        constraint = constraint_of(node)
+        if constraint is None:
+            return None
+        await self._compiler.compile_async(constraint)
+        return constraint_to_json(constraint)
+
+    async def _generate(
+        self, node: CallNode, parts: Sequence[Part], constraint: str | None, attempt: int
+    ) -> tuple[str, tuple[int, ...], str]:
+        """One call of the engine: what it wrote, the ids without the stop token, and why it ended."""
+        stream = await self._submit(node, parts, constraint, attempt)
+        feeder = asyncio.create_task(self._feed(stream, parts)) if _first_hole(parts) is not None else None
+        calls = _ToolCalls(node) if node.options.tools else None
+        text = ""
+        token_ids: tuple[int, ...] = ()
+        try:
+            async for tokens in stream:
+                ids = tuple(i for i in tokens.token_ids if i not in self._stops)
+                text, token_ids = text + tokens.text, token_ids + ids
+                if calls is not None:
+                    calls.push(tokens.text)
+                elif node.options.retries == 0:
+                    node.output.push(tokens.text, ids)
+            assert stream.finished is not None
+            if feeder is not None:
+                await feeder
+            text += stream.finished.text
+            if calls is not None:
+                calls.finish(stream.finished.text)
+            return text, token_ids, stream.finished.reason
+        except InvalidRequestError:
+            if feeder is not None and feeder.done() and (cause := feeder.exception()) is not None:
+                raise cause from None
+            raise
+        finally:
+            stream.abort()
+            if feeder is not None:
+                feeder.cancel()
+                await asyncio.gather(feeder, return_exceptions=True)
+
+    async def _submit(self, node: CallNode, parts: Sequence[Part], constraint: str | None, attempt: int) -> CallStream:
+        known: list[int] = []
+        for part in parts:
+            if isinstance(part, Var):
+                break
+            known += part
+        is_open = _first_hole(parts) is not None
+        call = SubmitCall(
+            f"{node.program.id}/{node.id}/{attempt}",
+            node.program.id,
+            tuple(known),
+            self._sampling(node, attempt),
+            node.options.max_tokens or DEFAULT_MAX_TOKENS,
+            open=is_open,
+            fork_of=None if is_open else self._sibling(node, tuple(known), attempt),
+            node_id=node.id,
+            constraint=constraint,
+        )
+        (stream,) = self._session.submit(call)
+        return stream
+
+    def _sibling(self, node: CallNode, prompt: tuple[int, ...], attempt: int) -> str | None:
+        """A live call of the same fan-out with the same prompt, to fork from; the first call becomes it."""
+        if node.group is None or attempt:
+            return None
+        key = node.program.id, node.group, prompt
+        first = self._first_of_group.setdefault(key, f"{node.program.id}/{node.id}/{attempt}")
+        if first != f"{node.program.id}/{node.id}/{attempt}" and self._session.is_live(first):
+            return first
+        return None
+
+    async def _feed(self, stream: CallStream, parts: Sequence[Part]) -> None:
+        """Appends what was missing, piece by piece as it comes, and closes the prompt."""
+        rest = parts[_first_hole(parts) :]
+        try:
+            for part in rest:
+                if not isinstance(part, Var):
+                    self._append(stream, part)
+                    continue
+                async with aclosing(self._ids_of(part)) as pieces:
+                    async for ids in pieces:
+                        self._append(stream, ids)
+            self._append(stream, (), close=True)
+        except BaseException:
+            stream.abort()
+            raise
+
+    def _append(self, stream: CallStream, ids: tuple[int, ...], *, close: bool = False) -> None:
+        if (ids or close) and self._session.is_live(stream.call_id):
+            self._session.send(AppendPrompt(stream.call_id, ids, close))
+
+    async def _ids_of(self, var: Var[Any]) -> AsyncGenerator[tuple[int, ...], None]:
+        """A value's ids: those that were generated, as they come, or its text's once it is there."""
+        streamed = False
+        if isinstance(var.node, CallNode) and not var.node.options.stop:
+            async for _, ids in var.pieces():
+                if ids:
+                    streamed = True
+                    yield ids
+        await var
+        if not streamed:
+            yield tuple(self._tokenizer.encode(var.value_text()))
+
+    def _sampling(self, node: CallNode, attempt: int) -> SamplingParams:
+        options = node.options
+        temperature = options.temperature
+        if temperature is None:
+            temperature = SAMPLES_TEMPERATURE if node.sample is not None or attempt else 0.0
+        seed = secrets.randbits(62) if options.seed is None else options.seed + (node.sample or 0)
+        return SamplingParams(
+            temperature=temperature,
+            top_p=options.top_p if options.top_p is not None else 1.0,
+            seed=seed + 1_000_003 * attempt,
+            stop=options.stop,
+            stop_token_ids=self._tokenizer.eos_token_ids,
+        )
+
+    def _value(self, node: CallNode, text: str, reason: str) -> Any:
+        if reason == "length" and (node.output_schema is not None or node.output_choices is not None):
+            limit = node.options.max_tokens or DEFAULT_MAX_TOKENS
+            raise OutputError(f"{node}: the output was cut off after {limit} tokens; give a larger max_tokens")
+        if reason == "aborted":
+            raise DSLError(f"{node}: the call was aborted in the engine")
+        return node.parse(text)
+
+
+class _ToolCalls:
+    """Hands the tool calls of a turn to its node, each as soon as its text is complete."""
+
+    def __init__(self, node: CallNode) -> None:
+        self._node = node
+        self._stream = TurnStream()
+
+    def push(self, text: str) -> None:
+        for call in self._stream.push(text).calls:
+            self._node.on_tool_call(call.index, call.name, call.arguments)
+
+    def finish(self, text: str) -> None:
+        self.push(text)
+        for call in self._stream.finish().calls:
+            self._node.on_tool_call(call.index, call.name, call.arguments)
+
+
+def constraint_of(node: CallNode) -> Constraint | None:
+    """What the grammar must enforce for a node; None for free text."""
+    schema = None
+    if node.output_schema is not None:
+        schema = JSONSchema(json.dumps(node.output_schema, ensure_ascii=False), strict=node.options.strict)
+    if node.options.tools:
+        specs = [ToolSpec(tool.name, tool.description, json.dumps(tool.parameters)) for tool in node.options.tools]
+        return ToolTurn(tuple(specs), answer=schema)
+    if node.output_choices is not None:
+        return Choice(node.output_choices)
+    return schema
+
+
+def _first_hole(parts: Sequence[Part]) -> int | None:
+    return next((index for index, part in enumerate(parts) if isinstance(part, Var)), None)

@@ -1,0 +1,142 @@
+"""Runs programs: every node of a graph as a task, model calls on the engine, tools beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from functools import partial
+from typing import Any
+
+from treadle.dsl.errors import NodeCancelled, ToolError, ToolTimeout
+from treadle.dsl.node import CallNode, Node, ToolNode
+from treadle.dsl.program import Program
+from treadle.dsl.var import Var, text_of
+from treadle.grammar.compiler import Compiler
+from treadle.runtime.engine.session import Session
+from treadle.runtime.errors import EngineClosedError
+from treadle.runtime.executor.account import Account
+from treadle.runtime.executor.calls import CallRunner
+from treadle.runtime.executor.threads import ToolThreads
+from treadle.runtime.text.tokenizer import Tokenizer
+from treadle.scheduler import DeclareNode, OpenProgram, Resume, Wait
+
+MAX_RESULT_BYTES = 256 * 1024
+RETRY_PAUSE_S = 0.1
+
+
+class Executor:
+    """The `Backend` of programs on an engine of this process.
+
+    The scheduler is told the whole graph as it grows: programs, nodes and edges, when a tool runs and when it has
+    ended. Variables and their values stay here.
+    """
+
+    def __init__(self, session: Session, tokenizer: Tokenizer, compiler: Compiler) -> None:
+        self._session = session
+        self._calls = CallRunner(session, tokenizer, compiler)
+        self._threads = ToolThreads()
+        self._limits: dict[Any, asyncio.Semaphore] = {}
+        self._tasks: dict[Node, asyncio.Task[None]] = {}
+
+    async def open_program(self, program: Program) -> None:
+        """Tells the scheduler that the program begins."""
+        self._session.send(OpenProgram(program.id, program.name, program.tenant))
+
+    def start(self, node: Node) -> None:
+        """Declares a node and, unless it resolves itself, begins to work on it."""
+        self._declare(node)
+        node.output.on_done(partial(self._ended, node))
+        if node.output.is_done or not isinstance(node, (CallNode, ToolNode)):
+            return
+        task = asyncio.create_task(self._run(node), name=f"treadle {node.program.id}/{node.id}")
+        self._tasks[node] = task
+        task.add_done_callback(lambda _: self._tasks.pop(node, None))
+
+    def cancel(self, node: Node) -> None:
+        """Stops a node's task; the engine's call ends with it."""
+        task = self._tasks.get(node)
+        if task is not None:
+            task.cancel()
+
+    async def close_program(self, program: Program, error: BaseException | None) -> None:
+        """Waits until nothing of the program runs, ends it in the scheduler, and sets `program.account`."""
+        tasks = [task for node, task in self._tasks.items() if node.program is program]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._calls.forget_program(program.id)
+        ended = await self._session.end_program(program.id)
+        nodes = [node for node in program.graph.nodes() if node.program is program]
+        tools = [node for node in nodes if isinstance(node, ToolNode) and node.started_at is not None]
+        leads = [
+            node.caller.finished_at - node.started_at
+            for node in tools
+            if node.started_at is not None and node.caller is not None and node.caller.finished_at is not None
+        ]
+        program.account = Account.of(ended, len(tools), max([0.0, *leads]))
+
+    def _declare(self, node: Node) -> None:
+        inputs = tuple(source.id for source in node.inputs if source.program is node.program)
+        extends = node.extends.id if node.extends is not None and node.extends.program is node.program else None
+        group = node.group
+        self._session.send(DeclareNode(node.program.id, node.id, node.kind, node.name, inputs, extends, group))
+
+    def _ended(self, node: Node, _: Var[Any]) -> None:
+        with contextlib.suppress(EngineClosedError):
+            self._session.send(Resume(node.program.id, node.id))
+
+    async def _run(self, node: CallNode | ToolNode) -> None:
+        node.begin()
+        try:
+            if isinstance(node, CallNode):
+                await self._calls.run(node)
+                self._declare(node)
+            else:
+                await self._run_tool(node)
+        except asyncio.CancelledError:
+            node.output.fail(NodeCancelled(f"{node} was cancelled"))
+            raise
+        except Exception as error:
+            node.output.fail(error)
+
+    async def _run_tool(self, node: ToolNode) -> None:
+        arguments = await node.ready_arguments()
+        tool = node.tool
+        limit = self._limits.setdefault(tool, asyncio.Semaphore(tool.concurrency)) if tool.concurrency else None
+        for attempt in range(tool.retries + 1):
+            try:
+                if limit is None:
+                    result = await self._run_once(node, arguments)
+                else:
+                    async with limit:
+                        result = await self._run_once(node, arguments)
+            except ToolError:
+                if attempt == tool.retries:
+                    raise
+                await asyncio.sleep(RETRY_PAUSE_S * 2**attempt)
+            else:
+                node.output.resolve(result)
+                return
+
+    async def _run_once(self, node: ToolNode, arguments: dict[str, Any]) -> Any:
+        tool = node.tool
+        self._session.send(Wait(node.program.id, node.id))
+        try:
+            async with asyncio.timeout(tool.timeout) as limit:
+                result = await node.run(arguments)
+        except TimeoutError as error:
+            if limit.expired():
+                raise ToolTimeout(f"{tool.name} took longer than its {tool.timeout:g} s") from error
+            raise
+        return checked_result(tool.name, result)
+
+
+def checked_result(name: str, result: Any) -> Any:
+    """A tool's result, if it can be written into a prompt. Raises `ToolError` otherwise."""
+    try:
+        size = len(text_of(result).encode())
+    except ValueError as error:
+        raise ToolError(f"{name} returned what cannot be written as JSON: {error}") from error
+    if size > MAX_RESULT_BYTES:
+        raise ToolError(f"{name} returned {size:,} bytes; return at most {MAX_RESULT_BYTES:,}, such as a part of it")
+    return result
