@@ -33,21 +33,25 @@ RENDERING: ContextVar[Rendering | None] = ContextVar("treadle_rendering", defaul
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """A body that is running: the program of its call, and the programs whose variables may be holes in it."""
+    """A body that is running.
+
+    Attributes:
+        program: Of its call.
+        visible: By nonce, the programs whose variables may be holes in it.
+    """
 
     program: Program
-    visible: tuple[Program, ...]
+    visible: dict[str, Program]
 
     def split(self, text: str) -> tuple[Segment, ...]:
         """Cuts a text at its holes. Empty pieces are left out.
 
         Raises `PromptError` if a hole was damaged: cut, or changed to upper case.
         """
-        nonces = {program.nonce: program for program in self.visible}
         segments: list[Segment] = []
         start = 0
         for match in _TAG.finditer(text):
-            program = nonces.get(match[1])
+            program = self.visible.get(match[1])
             node = program.find(match[2]) if program else None
             if node is not None:
                 self._add_text(segments, text[start : match.start()])
@@ -57,15 +61,20 @@ class Rendering:
         return tuple(segments)
 
     def _add_text(self, segments: list[Segment], text: str) -> None:
-        for program in self.visible:
-            folded = text.lower()
-            if program.nonce[:_TELLTALE] in folded or program.nonce[-_TELLTALE:] in folded:
+        folded = text.lower()
+        for nonce in self.visible:
+            if nonce[:_TELLTALE] in folded or nonce[-_TELLTALE:] in folded:
                 raise PromptError(
                     f"{caller()}: a variable in this prompt was sliced or changed as text. "
                     "Its text is not known yet: `await` it first, or format it unchanged"
                 )
         if text:
             segments.append(text)
+
+
+def rendering_of(program: Program) -> Rendering:
+    """What the body of a call of `program` runs under."""
+    return Rendering(program, {each.nonce: each for each in (program, *program.ancestors)})
 
 
 def tag(var: Var[Any], spec: str = "") -> str | None:
@@ -78,4 +87,5 @@ def tag(var: Var[Any], spec: str = "") -> str | None:
             f"{caller()}: a format such as {spec!r} needs the value of {var.node.name}: await the variable first"
         )
     rendering.program.check_input(var)
-    return f"{_OPEN}{var.node.program.nonce}:{var.node.id}{_CLOSE}"
+    rendering.visible[var.program.nonce] = var.program
+    return f"{_OPEN}{var.program.nonce}:{var.node.id}{_CLOSE}"

@@ -12,7 +12,7 @@ from treadle.dsl.errors import DeadlineExceeded, FailureStep, NodeCancelled, Nod
 from treadle.dsl.location import Location, caller
 from treadle.dsl.prompt import Prompt
 from treadle.dsl.schema import OutputType
-from treadle.dsl.var import Var
+from treadle.dsl.var import Var, text_of
 from treadle.dsl.varlist import replace_vars
 
 if TYPE_CHECKING:
@@ -143,6 +143,10 @@ class Node:
                 return NodeFailed(self, error, (here, FailureStep(node.name, node.location)))
         return error
 
+    def write(self, value: Any) -> str:
+        """How its value is written into a prompt."""
+        return text_of(value)
+
     def recover(self, error: BaseException) -> str | None:
         """The value to give in place of a failure, if there is one."""
         return None
@@ -163,6 +167,7 @@ class CallNode(Node):
         output_schema: JSON Schema of what the model must write; None for text.
         output_choices: If the value is one of some strings (`Literal`, or an enum of strings): those; the model writes
             one of them bare, without quotes. There is no schema then.
+        fork_of: Of a sample: the first sample, which has the same prompt.
     """
 
     def __init__(
@@ -178,9 +183,11 @@ class CallNode(Node):
         extends: Node | None = None,
         group: str | None = None,
         sample: int | None = None,
+        fork_of: CallNode | None = None,
     ) -> None:
         super().__init__(program, "llm", name, inputs, location=location, extends=extends, group=group, sample=sample)
         self.options = options
+        self.fork_of = fork_of
         self.output_type: Any = output.type
         self.output_schema = output.schema
         self.output_choices = output.choices
@@ -202,7 +209,7 @@ class CallNode(Node):
         return self._parse(text)
 
     def on_tool_call(self, index: int, name: str, arguments: str) -> Var[Any] | None:
-        """Takes a tool call of this turn, as soon as its arguments are complete; see `chat.ChatNode`."""
+        """Takes a tool call of this turn, as soon as its arguments are complete; see `turn.ChatNode`."""
         raise AssertionError(f"{self} has no tools")
 
 
@@ -224,20 +231,8 @@ class ToolNode(Node):
         *,
         location: Location | None = None,
         caller_node: Node | None = None,
-        sample: int | None = None,
-        group: str | None = None,
-        name: str | None = None,
     ) -> None:
-        super().__init__(
-            program,
-            "tool",
-            name or tool.name,
-            inputs,
-            location=location,
-            caller_node=caller_node,
-            group=group,
-            sample=sample,
-        )
+        super().__init__(program, "tool", tool.name, inputs, location=location, caller_node=caller_node)
         self.tool = tool
         self.arguments = dict(arguments)
         self.forgiving = caller_node is not None

@@ -83,6 +83,7 @@ class Program:
         self._opened = False
         self._queue: list[Node] = []
         self._numbers: itertools.count[int] = parent._numbers if parent else itertools.count(1)
+        self._groups: itertools.count[int] = parent._groups if parent else itertools.count(1)
         self._task: asyncio.Task[None] | None = None
         if parent:
             parent.children.append(self)
@@ -104,6 +105,9 @@ class Program:
 
     def new_node_id(self) -> str:
         return f"n{next(self._numbers)}"
+
+    def new_group_id(self) -> str:
+        return f"g{next(self._groups)}"
 
     def find(self, node_id: str) -> Node | None:
         """A node of this program by id."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, get_args
 
 from treadle.dsl.errors import PromptError
 from treadle.dsl.holes import RENDERING, Rendering
@@ -13,6 +13,8 @@ from treadle.dsl.var import Var
 
 if TYPE_CHECKING:
     from treadle.dsl.node import CallNode, ToolNode
+
+T = TypeVar("T")
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 Segment: TypeAlias = str | Var[Any]
@@ -89,7 +91,7 @@ class Draft:
     messages: tuple[Message, ...]
 
 
-def prompt(content: str | Var[Any] | Sequence[Message | Mapping[str, Any]], *, system: str | None = None) -> Any:
+def prompt(content: str | Var[Any] | Sequence[Message | Mapping[str, Any]], *, system: str | None = None) -> T:  # type: ignore[type-var]  # inferred from the annotation of the body that returns it
     """The prompt of an `@llm` function, to be returned by its body.
 
     ::
@@ -98,7 +100,7 @@ def prompt(content: str | Var[Any] | Sequence[Message | Mapping[str, Any]], *, s
         async def review(draft: In[str]) -> Review:
             return prompt(f"Review this draft.\\n\\n{draft}", system="You are a strict editor.")
 
-    It is typed `Any`, so that the return annotation of the function stays the type of its result.
+    To a type checker it has the type that the function is annotated to return: that of the result.
 
     Args:
         content: Text, which becomes a user message, or messages such as `{"role": "user", "content": f"..."}`.
@@ -114,7 +116,7 @@ def prompt(content: str | Var[Any] | Sequence[Message | Mapping[str, Any]], *, s
         messages.append(Message("user", _segments(content, rendering)))
     else:
         messages += [_message(item, rendering) for item in content]
-    return Draft(tuple(messages))
+    return cast(T, Draft(tuple(messages)))
 
 
 def _message(item: Message | Mapping[str, Any], rendering: Rendering) -> Message:

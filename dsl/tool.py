@@ -116,8 +116,7 @@ class Tool(Generic[P, T]):
 
         Raises `ToolError` with what it raised as the cause.
         """
-        PROGRAM.set(program)
-        RENDERING.set(None)
+        program_token, rendering_token = PROGRAM.set(program), RENDERING.set(None)
         try:
             if inspect.iscoroutinefunction(self.fn):
                 result = await self.fn(**arguments)  # type: ignore[call-arg]
@@ -129,6 +128,9 @@ class Tool(Generic[P, T]):
             raise
         except Exception as error:
             raise ToolError(f"{self.name} failed: {type(error).__name__}: {error}") from error
+        finally:
+            PROGRAM.reset(program_token)
+            RENDERING.reset(rendering_token)
         return result  # type: ignore[no-any-return]
 
     @functools.cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeAlias, TypeVar
 
@@ -103,8 +104,8 @@ class Var(Generic[T_co]):
 
     def cancel(self) -> None:
         """Stops the call. Whoever awaits the value gets `NodeCancelled`."""
-        self.fail(NodeCancelled(f"{self.node} was cancelled"))
-        self.node.program.backend.cancel(self.node)
+        if self.fail(NodeCancelled(f"{self.node} was cancelled")):
+            self.program.backend.cancel(self.node)
 
     @property
     def program(self) -> Program:
@@ -172,6 +173,8 @@ class Var(Generic[T_co]):
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """`(text, token_ids)` as they come, from the first, for any number of consumers; raises the failure."""
+        if self.stand_in is not None:
+            self.stand_in(caller()).refuse("streamed")
         index = 0
         while True:
             while index < len(self._pieces):
@@ -185,7 +188,7 @@ class Var(Generic[T_co]):
 
     def value_text(self) -> str:
         """How the value is written into a prompt: as the model wrote it, else text as it is and the rest as JSON."""
-        return self._text if self._text is not None else text_of(self._value)
+        return self._text if self._text is not None else self.node.write(self._value)
 
     def on_done(self, callback: Callable[[Var[Any]], None]) -> None:
         """Calls back when the variable is done: at once, if it is."""
@@ -277,6 +280,8 @@ async def value(item: In[T]) -> T:
 
 def text_of(item: object) -> str:
     """A value as it is written into a prompt: text as it is, models and containers as compact JSON."""
+    if isinstance(item, enum.Enum):
+        item = item.value
     if isinstance(item, str):
         return str(item)
     return to_json(item, fallback=str).decode()

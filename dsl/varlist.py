@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
+from treadle.dsl.standin import StandIn
 from treadle.dsl.var import Signal, Var
 
 T_co = TypeVar("T_co", covariant=True)
@@ -76,6 +77,8 @@ def find_vars(item: object) -> Iterator[Var[Any]]:
     """The variables in a value: itself, or inside of lists, tuples, dicts and sets."""
     if isinstance(item, Var):
         yield item
+    elif isinstance(item, StandIn):
+        yield item.var
     elif isinstance(item, dict):
         for part in item.values():
             yield from find_vars(part)
