@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from treadle.dsl import use_backend
+from treadle.dsl import Program, use_backend
+from treadle.dsl.node import Node
 from treadle.runtime.config import cache_dir
 from treadle.runtime.engine.config import EngineConfig
 from treadle.runtime.errors import InvalidRequestError, ModelNotFoundError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from treadle.grammar.compiler import Compiler
     from treadle.runtime.engine.client import ThreadedEngine
     from treadle.runtime.engine.session import CallStream, Session
+    from treadle.runtime.executor.executor import Executor
     from treadle.runtime.models.checkpoint import Checkpoint
     from treadle.runtime.text.tokenizer import Tokenizer
 
@@ -72,6 +74,7 @@ class LocalRuntime:
         self._engine = engine
         self._stack = contextlib.AsyncExitStack()
         self._session: Session | None = None
+        self._executor: Executor | None = None
         self._program_id = ""
 
     @property
@@ -89,14 +92,34 @@ class LocalRuntime:
             from treadle.runtime.executor.executor import Executor
 
             self._stack.callback(self._compiler.close)
-            executor = Executor(self._session, self.tokenizer, self._compiler)
-            self._stack.enter_context(use_backend(executor))
+            self._executor = Executor(self._session, self.tokenizer, self._compiler)
+            self._stack.enter_context(use_backend(self._executor))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+
+    @property
+    def programs(self) -> Sequence[Program]:
+        """The programs opened last, the oldest first, those that have ended included."""
+        return self._executor.programs if self._executor is not None else ()
+
+    @property
+    def tokens_generated(self) -> int:
+        """Tokens that all calls have generated so far."""
+        return self._session.tokens_generated if self._session is not None else 0
+
+    @contextlib.contextmanager
+    def watch(self, watcher: Callable[[Node], None]) -> Iterator[None]:
+        """Calls `watcher` with each node of a program that begins or ends, while the scope lasts."""
+        watchers = self._executor.watchers if self._executor is not None else []
+        watchers.append(watcher)
+        try:
+            yield
+        finally:
+            watchers.remove(watcher)
 
     async def generate(
         self, prompt: Prompt, sampling: SamplingParams | None = None, *, max_tokens: int | None = None

@@ -80,6 +80,7 @@ class Session:
         self._calls: dict[str, CallStream] = {}
         self._programs: dict[str, asyncio.Future[ProgramEnded]] = {}
         self._ids = itertools.count(1)
+        self.tokens_generated = 0
         self._failure: TreadleError | None = None
         self._pump_task: asyncio.Task[None] | None = None
 
@@ -140,6 +141,7 @@ class Session:
     def _deliver(self, event: Event) -> None:
         match event:
             case TokensOut():
+                self.tokens_generated += len(event.token_ids)
                 if event.call_id in self._calls:
                     self._calls[event.call_id].put(event)
             case CallFinished():

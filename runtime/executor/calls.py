@@ -10,7 +10,7 @@ from contextlib import aclosing
 from typing import Any
 
 from treadle.dsl.errors import DSLError, OutputError
-from treadle.dsl.node import CallNode
+from treadle.dsl.node import CallNode, Node
 from treadle.dsl.var import Var
 from treadle.grammar import Choice, Constraint, JSONSchema, ToolSpec, ToolTurn, TurnStream, constraint_to_json
 from treadle.grammar.compiler import Compiler
@@ -22,7 +22,7 @@ from treadle.scheduler import AppendPrompt, SamplingParams, SubmitCall
 
 DEFAULT_MAX_TOKENS = 512
 SAMPLES_TEMPERATURE = 0.8
-"""Of a fan-out whose temperature nobody chose: equal samples would be of no use."""
+"""Of further samples, and of further attempts, whose temperature nobody chose: the same again would be of no use."""
 
 
 class CallRunner:
@@ -34,7 +34,7 @@ class CallRunner:
         self._compiler = compiler
         self._prompts = PromptEncoder(tokenizer)
         self._stops = frozenset(tokenizer.eos_token_ids)
-        self._first_of_group: dict[tuple[str, str, tuple[int, ...]], str] = {}
+        self._complete: WeakKeyDictionary[Node, asyncio.Event] = WeakKeyDictionary()
 
     async def run(self, node: CallNode) -> None:
         """Resolves the node's output, or raises why it cannot."""
@@ -60,11 +60,6 @@ class CallRunner:
                     node.output.resolve(value, token_ids, text)
                     return
 
-    def forget_program(self, program_id: str) -> None:
-        """Drops what was kept to share prompts within a program that has ended."""
-        for key in [key for key in self._first_of_group if key[0] == program_id]:
-            del self._first_of_group[key]
-
     async def _compiled(self, node: CallNode) -> str | None:
         """The node's constraint in wire form; the grammar is in the compiler's cache from now on."""
         constraint = constraint_of(node)
@@ -77,7 +72,9 @@ class CallRunner:
         self, node: CallNode, parts: Sequence[Part], constraint: str | None, attempt: int
     ) -> tuple[str, tuple[int, ...], str]:
         """One call of the engine: what it wrote, the ids without the stop token, and why it ended."""
-        stream = await self._submit(node, parts, constraint, attempt)
+        if node.fork_of is not None and not attempt:
+            parts = await self._parts_of_fork(node.fork_of, parts)
+        stream = self._submit(node, parts, constraint, attempt)
         feeder = asyncio.create_task(self._feed(stream, parts)) if _first_hole(parts) is not None else None
         calls = _ToolCalls(node) if node.options.tools else None
         text = ""
@@ -115,28 +112,25 @@ class CallRunner:
             known += part
         is_open = _first_hole(parts) is not None
         call = SubmitCall(
-            f"{node.program.id}/{node.id}/{attempt}",
+            _call_id(node, attempt),
             node.program.id,
             tuple(known),
             self._sampling(node, attempt),
             node.options.max_tokens or DEFAULT_MAX_TOKENS,
             open=is_open,
-            fork_of=None if is_open else self._sibling(node, tuple(known), attempt),
+            fork_of=None if is_open else self._parent(node, attempt),
             node_id=node.id,
             constraint=constraint,
         )
         (stream,) = self._session.submit(call)
         return stream
 
-    def _sibling(self, node: CallNode, prompt: tuple[int, ...], attempt: int) -> str | None:
-        """A live call of the same fan-out with the same prompt, to fork from; the first call becomes it."""
-        if node.group is None or attempt:
+    def _parent(self, node: CallNode, attempt: int) -> str | None:
+        """The call to fork from, if it is still there: the first sample of the same fan-out."""
+        if node.fork_of is None or attempt:
             return None
-        key = node.program.id, node.group, prompt
-        first = self._first_of_group.setdefault(key, f"{node.program.id}/{node.id}/{attempt}")
-        if first != f"{node.program.id}/{node.id}/{attempt}" and self._session.is_live(first):
-            return first
-        return None
+        parent = _call_id(node.fork_of, 0)
+        return parent if self._session.is_live(parent) else None
 
     async def _feed(self, stream: CallStream, parts: Sequence[Part]) -> None:
         """Appends what was missing, piece by piece as it comes, and closes the prompt."""
@@ -174,8 +168,8 @@ class CallRunner:
         options = node.options
         temperature = options.temperature
         if temperature is None:
-            temperature = SAMPLES_TEMPERATURE if node.sample is not None or attempt else 0.0
-        seed = secrets.randbits(62) if options.seed is None else options.seed + (node.sample or 0)
+            temperature = SAMPLES_TEMPERATURE if node.fork_of is not None or attempt else 0.0
+        seed = secrets.randbits(62) if options.seed is None else options.seed
         return SamplingParams(
             temperature=temperature,
             top_p=options.top_p if options.top_p is not None else 1.0,
@@ -221,6 +215,10 @@ def constraint_of(node: CallNode) -> Constraint | None:
     if node.output_choices is not None:
         return Choice(node.output_choices)
     return schema
+
+
+def _call_id(node: Node, attempt: int) -> str:
+    return f"{node.program.id}/{node.id}/{attempt}"
 
 
 def _first_hole(parts: Sequence[Part]) -> int | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,6 +22,7 @@ from treadle.runtime.executor.threads import ToolThreads
 from treadle.runtime.text.tokenizer import Tokenizer
 from treadle.scheduler import DeclareNode, OpenProgram, Resume, Wait
 
+MAX_PROGRAMS = 1024
 MAX_RESULT_BYTES = 256 * 1024
 RETRY_PAUSE_S = 0.1
 
@@ -29,9 +32,15 @@ class Executor:
 
     The scheduler is told the whole graph as it grows: programs, nodes and edges, when a tool runs and when it has
     ended. Variables and their values stay here.
+
+    Attributes:
+        programs: The programs opened last, those that have ended included.
+        watchers: Called with each node that begins or ends, on the loop's thread.
     """
 
     def __init__(self, session: Session, tokenizer: Tokenizer, compiler: Compiler) -> None:
+        self.programs: deque[Program] = deque(maxlen=MAX_PROGRAMS)
+        self.watchers: list[Callable[[Node], None]] = []
         self._session = session
         self._calls = CallRunner(session, tokenizer, compiler)
         self._threads = ToolThreads()
@@ -40,6 +49,7 @@ class Executor:
 
     async def open_program(self, program: Program) -> None:
         """Tells the scheduler that the program begins."""
+        self.programs.append(program)
         self._session.send(OpenProgram(program.id, program.name, program.tenant))
 
     def start(self, node: Node) -> None:
@@ -64,7 +74,6 @@ class Executor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._calls.forget_program(program.id)
         ended = await self._session.end_program(program.id)
         nodes = [node for node in program.graph.nodes() if node.program is program]
         tools = [node for node in nodes if isinstance(node, ToolNode) and node.started_at is not None]
@@ -82,11 +91,17 @@ class Executor:
         self._session.send(DeclareNode(node.program.id, node.id, node.kind, node.name, inputs, extends, group))
 
     def _ended(self, node: Node, _: Var[Any]) -> None:
+        self._tell(node)
         with contextlib.suppress(EngineClosedError):
             self._session.send(Resume(node.program.id, node.id))
 
+    def _tell(self, node: Node) -> None:
+        for watcher in self.watchers:
+            watcher(node)
+
     async def _run(self, node: CallNode | ToolNode) -> None:
         node.begin()
+        self._tell(node)
         try:
             if isinstance(node, CallNode):
                 await self._calls.run(node)

@@ -136,6 +136,6 @@ def _join(parts: Sequence[Part]) -> list[Part]:
     for part in parts:
         if isinstance(part, tuple) and joined and isinstance(joined[-1], tuple):
             joined[-1] += part
-        elif part != ():
+        elif isinstance(part, Var) or part:
             joined.append(part)
     return joined
