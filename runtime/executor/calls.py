@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from treadle.dsl.errors import DSLError, OutputError
 from treadle.dsl.node import CallNode, Node
@@ -75,7 +76,8 @@ class CallRunner:
         if node.fork_of is not None and not attempt:
             parts = await self._parts_of_fork(node.fork_of, parts)
         stream = self._submit(node, parts, constraint, attempt)
-        feeder = asyncio.create_task(self._feed(stream, parts)) if _first_hole(parts) is not None else None
+        is_open = _first_hole(parts) is not None
+        feeder = asyncio.create_task(self._feed(node, stream, parts)) if is_open else None
         calls = _ToolCalls(node) if node.options.tools else None
         text = ""
         token_ids: tuple[int, ...] = ()
@@ -104,7 +106,25 @@ class CallRunner:
                 feeder.cancel()
                 await asyncio.gather(feeder, return_exceptions=True)
 
-    async def _submit(self, node: CallNode, parts: Sequence[Part], constraint: str | None, attempt: int) -> CallStream:
+    async def _parts_of_fork(self, parent: CallNode, parts: Sequence[Part]) -> list[Part]:
+        """The whole prompt, once it is there and the parent's is too: a fork then computes one token of it."""
+        ids: tuple[int, ...] = ()
+        for part in parts:
+            if isinstance(part, Var):
+                async with aclosing(self._ids_of(part)) as pieces:
+                    async for piece in pieces:
+                        ids += piece
+            else:
+                ids += part
+        complete = self._prompt_complete(parent)
+        parent.output.on_done(lambda _: complete.set())
+        await complete.wait()
+        return [ids]
+
+    def _prompt_complete(self, node: CallNode) -> asyncio.Event:
+        return self._complete.setdefault(node, asyncio.Event())
+
+    def _submit(self, node: CallNode, parts: Sequence[Part], constraint: str | None, attempt: int) -> CallStream:
         known: list[int] = []
         for part in parts:
             if isinstance(part, Var):
@@ -123,6 +143,8 @@ class CallRunner:
             constraint=constraint,
         )
         (stream,) = self._session.submit(call)
+        if not is_open:
+            self._prompt_complete(node).set()
         return stream
 
     def _parent(self, node: CallNode, attempt: int) -> str | None:
@@ -132,7 +154,7 @@ class CallRunner:
         parent = _call_id(node.fork_of, 0)
         return parent if self._session.is_live(parent) else None
 
-    async def _feed(self, stream: CallStream, parts: Sequence[Part]) -> None:
+    async def _feed(self, node: CallNode, stream: CallStream, parts: Sequence[Part]) -> None:
         """Appends what was missing, piece by piece as it comes, and closes the prompt."""
         rest = parts[_first_hole(parts) :]
         try:
@@ -144,6 +166,7 @@ class CallRunner:
                     async for ids in pieces:
                         self._append(stream, ids)
             self._append(stream, (), close=True)
+            self._prompt_complete(node).set()
         except BaseException:
             stream.abort()
             raise
