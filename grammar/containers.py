@@ -24,7 +24,7 @@ Conjunction = dict[str, dict[str, Any]]
 MAX_ITEMS = 10_000
 MAX_EXCLUDED = 4_096
 
-_ANY_KEY_CHAR = r"\0-\x1f\"\\"
+_ANY_KEY_CHAR = r"\0-\x1f\"\\\ud800-\udfff"
 
 
 @dataclass(frozen=True, slots=True)

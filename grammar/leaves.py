@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from treadle.grammar.lowering import Lowering
 
 # A string's text up to its closing quote. A \u escape is a whole character: surrogates come in pairs.
-_PLAIN = r"[^\0-\x1f\"\\]"
+_PLAIN = r"[^\0-\x1f\"\\\ud800-\udfff]"
 _ESCAPE = (
     r'(["\\/bfnrt] | "u" ([0-9A-CE-Fa-ce-f] [0-9A-Fa-f] [0-9A-Fa-f] [0-9A-Fa-f] | [Dd] [0-7] [0-9A-Fa-f] [0-9A-Fa-f]'
     r' | [Dd] [89ABab] [0-9A-Fa-f] [0-9A-Fa-f] "\\u" [Dd] [C-Fc-f] [0-9A-Fa-f] [0-9A-Fa-f]))'
