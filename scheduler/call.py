@@ -35,7 +35,7 @@ class Tally:
 
 @dataclass(slots=True, eq=False)
 class Program:
-    """An open program: its live calls, and the account of those that ended."""
+    """An open program: its live calls, those that ended and may have left a tail, and the account."""
 
     id: str
     kind: str
@@ -44,6 +44,7 @@ class Program:
     graph: ProgramGraph
     calls: dict[str, Call] = field(default_factory=dict)
     num_calls: int = 0
+    tails: set[str] = field(default_factory=set)
     tally: Tally = field(default_factory=Tally)
 
 
@@ -87,6 +88,7 @@ class Call:
     open: bool
     fork_of: Call | None
     node_id: str | None
+    extends: str | None
     num_prompt_tokens: int
     waiting_since: float
 

@@ -91,6 +91,8 @@ class SubmitCall:
 
     Attributes:
         node_id: The declared node whose value the call computes.
+        extends: An ended call of the same program whose tokens this prompt begins with: its unfinished last page, if
+            it is still there, is taken over. The full pages need no such hint.
         token_ids: The prompt, or its leading part if the call is `open`.
         max_tokens: Most tokens to generate; None means as many as the context holds.
         open: The prompt is not complete: compute what is known, sample nothing, wait for `AppendPrompt`.
@@ -107,6 +109,7 @@ class SubmitCall:
     open: bool = False
     fork_of: str | None = None
     node_id: str | None = None
+    extends: str | None = None
     constraint: str | None = None
 
 

@@ -133,6 +133,9 @@ class Scheduler:
             return [CallFinished(command.call_id, "error", Usage(), error=code, message=text)]
         program = self._programs[command.program_id]
         parent = self._calls[command.fork_of] if command.fork_of is not None else None
+        if command.call_id in program.tails:
+            program.tails.remove(command.call_id)
+            self.memory.forget_tail(command.call_id)
         call = Call(
             id=command.call_id,
             program=program,
@@ -144,6 +147,7 @@ class Scheduler:
             open=command.open,
             fork_of=parent,
             node_id=command.node_id,
+            extends=command.extends if command.extends in program.tails else None,
             num_prompt_tokens=len(command.token_ids),
             waiting_since=now,
             stop_token_ids=frozenset(command.sampling.stop_token_ids),
@@ -211,6 +215,8 @@ class Scheduler:
         if program is None:
             return [_no_such_program(command.program_id)]
         events: list[Event] = [self._finish(call, "aborted", now) for call in list(program.calls.values())]
+        for call_id in sorted(program.tails):
+            self.memory.forget_tail(call_id)
         del self._programs[program.id]
         graph = program.graph
         ended = ProgramEnded(
@@ -302,9 +308,14 @@ class Scheduler:
         self, call: Call, reason: FinishReason, now: float, error: ErrorCode | None = None, message: str = ""
     ) -> CallFinished:
         if call.node is not None:
-            self.memory.detach(call, now)
+            # A step in flight may still write the last page: then it is not kept.
+            idle = call.num_planned_tokens == call.num_computed_tokens
+            keep_tail = idle and reason in ("stop", "length")
+            self.memory.detach(call, now, keep_tail=keep_tail)
+            if keep_tail:
+                call.program.tails.add(call.id)
         else:
-            self.memory.forget_tail(call)
+            self.memory.forget_tail(call.id)
         self._roster.leave(call, Status.FINISHED, now)
         self._release_forks(call, now)
         program = call.program

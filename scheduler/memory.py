@@ -69,8 +69,11 @@ class CallMemory:
         call.node, call.pages, num_known = match.node, match.pages, match.num_tokens
         call.num_tree_pages = len(match.pages)
         tail = self.tree.take_tail(call.id)
+        if tail is None and call.extends is not None:
+            tail = self.tree.take_tail(call.extends)
         if tail is not None:
-            if tail.parent is match.node and num_known < limit:
+            continues = tail.key == tokens[num_known : num_known + len(tail.key)]
+            if tail.parent is match.node and num_known < limit and continues:
                 call.pages += tail.pages
                 num_known = min(num_known + len(tail.key), limit)
             else:
@@ -126,9 +129,9 @@ class CallMemory:
         call.pages = []
         call.num_tree_pages = call.num_computed_tokens = call.num_planned_tokens = 0
 
-    def forget_tail(self, call: Call) -> None:
-        """Frees the unfinished page that a parked call left in the tree."""
-        tail = self.tree.take_tail(call.id)
+    def forget_tail(self, call_id: str) -> None:
+        """Frees the unfinished page that a call left in the tree, if it is still there."""
+        tail = self.tree.take_tail(call_id)
         if tail is not None:
             self._free(tail.pages)
 

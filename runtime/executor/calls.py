@@ -35,6 +35,7 @@ class CallRunner:
         self._compiler = compiler
         self._prompts = PromptEncoder(tokenizer)
         self._stops = frozenset(tokenizer.eos_token_ids)
+        self._last_call: WeakKeyDictionary[Node, str] = WeakKeyDictionary()
         self._complete: WeakKeyDictionary[Node, asyncio.Event] = WeakKeyDictionary()
 
     async def run(self, node: CallNode) -> None:
@@ -140,9 +141,11 @@ class CallRunner:
             open=is_open,
             fork_of=None if is_open else self._parent(node, attempt),
             node_id=node.id,
+            extends=self._last_call.get(node.extends) if node.extends is not None else None,
             constraint=constraint,
         )
         (stream,) = self._session.submit(call)
+        self._last_call[node] = call.call_id
         if not is_open:
             self._prompt_complete(node).set()
         return stream

@@ -81,6 +81,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         if is_open and call not in self.engine.finished:
             self.open.append(call)
 
+    @precondition(lambda self: self.submitted)
+    @rule(data=st.data(), more=PROMPTS, max_tokens=st.integers(1, 12))
+    def extend(self, data, more, max_tokens):
+        before = data.draw(st.sampled_from(list(self.submitted)))
+        base = self.submitted[before]
+        prompt = [*self.prompts[before], *self.engine.tokens.get(before, []), *more]
+        call = f"c{next(self.ids)}"
+        command = SubmitCall(call, base.program_id, tuple(prompt), base.sampling, max_tokens, extends=before)
+        self.submitted[call] = command
+        self.prompts[call] = prompt
+        self.send(command)
+
     @precondition(lambda self: self.live())
     @rule(data=st.data(), count=st.integers(1, 3))
     def fork(self, data, count):

@@ -50,6 +50,29 @@ def test_generated_tokens_are_shared_with_the_next_turn(bench):
     assert usage(bench, "next turn").cached == 64
 
 
+def test_the_next_turn_takes_over_the_unfinished_page(bench):
+    bench.submit("turn", PROMPT, max_tokens=20)
+    answer = bench.run()["turn"].token_ids
+    bench.submit("next turn", [*PROMPT, *answer, 7, 8], max_tokens=2, extends="turn")
+    bench.run()
+    assert usage(bench, "next turn").cached == 69
+    assert usage(bench, "next turn").prefilled == 3, "the last generated token and the two new ones"
+    fresh = Bench(page_size=PAGE, num_pages=64)
+    fresh.submit("alone", [*PROMPT, *answer, 7, 8], max_tokens=2)
+    assert_same(fresh.run()["alone"], bench.calls["next turn"])
+
+
+def test_a_turn_that_does_not_extend_what_it_says_is_computed_rightly(bench):
+    bench.submit("turn", PROMPT, max_tokens=20)
+    bench.run()
+    bench.submit("other", [*PROMPT[:48], 399, 398, 397, 396], max_tokens=5, extends="turn")
+    bench.run()
+    fresh = Bench(page_size=PAGE, num_pages=64)
+    fresh.submit("alone", [*PROMPT[:48], 399, 398, 397, 396], max_tokens=5)
+    assert_same(fresh.run()["alone"], bench.calls["other"])
+    bench.assert_nothing_leaks()
+
+
 def test_tenants_share_nothing(bench):
     bench.send(OpenProgram("other", tenant="other"))
     bench.submit("ours", PROMPT, max_tokens=2)
