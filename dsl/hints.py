@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,3 +18,11 @@ def local_names(function: Callable[..., Any]) -> Mapping[str, Any]:
 def type_hints(function: Callable[..., Any], names: Mapping[str, Any]) -> dict[str, Any]:
     """The types of the parameters and of the result. Raises `NameError` for one that is not defined yet."""
     return typing.get_type_hints(function, localns=dict(names) or None, include_extras=True)
+
+
+def bind(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> inspect.BoundArguments:
+    """Arguments by parameter. Raises `TypeError`, as calling the function would."""
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{name}(): {error}") from None

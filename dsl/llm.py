@@ -12,7 +12,7 @@ from treadle.dsl.body import Body
 from treadle.dsl.compile import TracingBackend
 from treadle.dsl.duration import Duration, seconds
 from treadle.dsl.errors import DSLError
-from treadle.dsl.hints import local_names, type_hints
+from treadle.dsl.hints import bind, local_names, type_hints
 from treadle.dsl.location import caller
 from treadle.dsl.node import CallNode, LLMOptions
 from treadle.dsl.program import Program, program_for
@@ -141,7 +141,7 @@ class LLMFunction(Generic[P, T]):
         return output_type(hints["return"], self._where)
 
     def _bind(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
-        return self._signature.bind(*args, **kwargs)
+        return bind(self.name, self._signature, args, kwargs)
 
     def _body(self, arguments: inspect.BoundArguments) -> Body:
         return Body(self.fn, arguments, self.output, self.options.system, self._where)

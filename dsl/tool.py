@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from treadle.dsl.docstring import parameter_summaries, summary
 from treadle.dsl.duration import Duration, seconds
 from treadle.dsl.errors import DSLError, ToolArgumentsError, ToolError
-from treadle.dsl.hints import local_names, type_hints
+from treadle.dsl.hints import bind, local_names, type_hints
 from treadle.dsl.holes import RENDERING
 from treadle.dsl.location import caller
 from treadle.dsl.node import ToolNode
@@ -78,7 +78,7 @@ class Tool(Generic[P, T]):
 
         Raises `TypeError` for arguments that the function does not have, `NoBackendError` where nothing runs programs.
         """
-        arguments = self._signature.bind(*args, **kwargs).arguments
+        arguments = bind(self.name, self._signature, args, kwargs).arguments
         inputs = list(find_vars(arguments))
         program = program_for(self.name, inputs)
         node = ToolNode(program, self, arguments, inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeAlias, TypeVar, overload
 
 from pydantic_core import to_json
 
@@ -273,6 +273,10 @@ In: TypeAlias = T | Var[T]
 """A parameter that takes a value or a variable: `async def review(draft: In[str]) -> Review`."""
 
 
+@overload
+async def value(item: Var[T]) -> T: ...
+@overload
+async def value(item: In[T]) -> T: ...
 async def value(item: In[T]) -> T:
     """The value of what may be a variable."""
     return await item if isinstance(item, Var) else item
