@@ -78,8 +78,11 @@ def output_type(annotation: Any, where: str) -> OutputType:
 
 
 def plain_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema without its outermost title."""
-    return {key: item for key, item in schema.items() if key != "title"}
+    """A schema without the titles of models, which only repeat their names."""
+    plain = {key: item for key, item in schema.items() if key != "title"}
+    if "$defs" in plain:
+        plain["$defs"] = {name: plain_schema(item) for name, item in plain["$defs"].items()}
+    return plain
 
 
 def explain(error: ValidationError) -> str:

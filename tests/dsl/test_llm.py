@@ -16,7 +16,7 @@ from treadle.dsl.node import LLMOptions
 from treadle.dsl.schema import OutputTypeError, output_type
 
 
-class Colour(str, enum.Enum):
+class Colour(enum.StrEnum):
     RED = "red"
     BLUE = "blue"
 

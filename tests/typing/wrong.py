@@ -1,4 +1,4 @@
-"""What checkers must report: the lines that end in `# error` (both), `# error: pyright` or `# error: mypy`, no others."""
+"""What checkers must report: the lines that end in `# error` or, for one of them, `# error: pyright`; no others."""
 
 from pydantic import BaseModel
 
