@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Generic, TypeVar, Unpack, overload
 
 from treadle.dsl.errors import DSLError, StepLimitError
+from treadle.dsl.holes import RENDERING
 from treadle.dsl.llm import TurnOptions, with_options
 from treadle.dsl.location import caller
 from treadle.dsl.node import LLMOptions
@@ -118,8 +119,14 @@ class Chat(Generic[T]):
     async def _send(self, content: Sequence[Segment], *, runs_tools: bool) -> Turn[T]:
         if self._last is not None and self._last.calls:
             raise DSLError(f"{caller()}: the last turn calls tools: write `await chat.run_tools(turn)` first")
-        variables = [item for item in content if isinstance(item, Var)]
-        return await self._turn((Message("user", tuple(content)),), variables, runs_tools)
+        rendering = RENDERING.get()
+        segments = tuple(
+            part
+            for item in content
+            for part in (rendering.split(item) if rendering and isinstance(item, str) else (item,))
+        )
+        variables = [part for part in segments if isinstance(part, Var)]
+        return await self._turn((Message("user", segments),), variables, runs_tools)
 
     async def _run_tools(self, turn: Turn[T], *, runs_tools: bool) -> Turn[T]:
         if turn is not self._last or not turn.calls:

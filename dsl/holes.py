@@ -72,6 +72,19 @@ class Rendering:
             segments.append(text)
 
 
+def refuse_holes(text: object) -> None:
+    """Raises `VarUseError` if a variable was formatted into a text that is not for a prompt."""
+    rendering = RENDERING.get()
+    if (
+        rendering is not None
+        and isinstance(text, str)
+        and any(not isinstance(part, str) for part in rendering.split(text))
+    ):
+        raise VarUseError(
+            f"{caller()}: a variable was formatted into an argument of a tool: await it first, or pass it as it is"
+        )
+
+
 def rendering_of(program: Program) -> Rendering:
     """What the body of a call of `program` runs under."""
     return Rendering(program, {each.nonce: each for each in (program, *program.ancestors)})

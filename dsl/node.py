@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from treadle.dsl.errors import DeadlineExceeded, FailureStep, NodeCancelled, NodeFailed, ToolError
+from treadle.dsl.errors import FailureStep, NodeCancelled, NodeFailed, ToolError
 from treadle.dsl.location import Location, caller
 from treadle.dsl.prompt import Prompt
 from treadle.dsl.schema import OutputType
@@ -129,7 +129,7 @@ class Node:
         if self.error is None:
             self.state = "done"
         else:
-            self.state = "cancelled" if isinstance(self.error, (NodeCancelled, DeadlineExceeded)) else "failed"
+            self.state = "cancelled" if isinstance(self.error, NodeCancelled) else "failed"
 
     def explain(self, error: BaseException) -> BaseException:
         """The error as those who await this node see it: that of an input gets the path of the failure."""

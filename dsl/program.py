@@ -149,8 +149,12 @@ class Program:
             self._queue.append(node)
 
     async def open(self) -> None:
-        """Opens it in the backend and starts what has been declared."""
-        await self.backend.open_program(self)
+        """Opens it in the backend and starts what has been declared. If the backend raises, the program has ended."""
+        try:
+            await self.backend.open_program(self)
+        except BaseException:
+            self.ended = True
+            raise
         self._opened = True
         queue, self._queue = self._queue, []
         for node in queue:
@@ -201,7 +205,6 @@ class Program:
         try:
             await self.open()
         except Exception as error:
-            self.ended = True
             for node in list(self._live):
                 node.output.fail(error)
             return

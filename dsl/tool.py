@@ -14,7 +14,7 @@ from treadle.dsl.docstring import parameter_summaries, summary
 from treadle.dsl.duration import Duration, seconds
 from treadle.dsl.errors import DSLError, ToolArgumentsError, ToolError
 from treadle.dsl.hints import bind, local_names, type_hints
-from treadle.dsl.holes import RENDERING
+from treadle.dsl.holes import RENDERING, refuse_holes
 from treadle.dsl.location import caller
 from treadle.dsl.node import ToolNode
 from treadle.dsl.program import PROGRAM, program_for
@@ -79,6 +79,8 @@ class Tool(Generic[P, T]):
         Raises `TypeError` for arguments that the function does not have, `NoBackendError` where nothing runs programs.
         """
         arguments = bind(self.name, self._signature, args, kwargs).arguments
+        for argument in arguments.values():
+            refuse_holes(argument)
         inputs = list(find_vars(arguments))
         program = program_for(self.name, inputs)
         node = ToolNode(program, self, arguments, inputs)

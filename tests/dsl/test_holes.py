@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.fake_backend import FakeBackend
-from support.flows import merge, write
+from support.flows import fail, merge, write
 
-from treadle.dsl import In, Program, Var, llm, program, prompt
+from treadle.dsl import Chat, In, Program, Var, llm, program, prompt
 from treadle.dsl.errors import ForeignVarError, NodeFailed, PromptError, VarUseError
 from treadle.dsl.holes import RENDERING, rendering_of
 from treadle.dsl.node import Node
@@ -134,6 +134,22 @@ async def test_text_with_a_hole_can_be_handed_to_a_call_made_by_the_body(backend
 
     async with program("p"):
         assert await relay(write("x")) == "write about write x plain plain"
+
+
+async def test_a_conversation_in_a_body_finds_holes_and_a_tool_refuses_them(backend):
+    @llm
+    async def discuss(draft: In[str]) -> str:
+        return await Chat().ask(f"discuss {draft}")
+
+    @llm
+    async def compute(draft: In[str]) -> str:
+        return await fail(f"about {draft}")
+
+    async with program("p"):
+        draft = write("x")
+        assert await discuss(draft) == "discuss write x plain"
+        with pytest.raises(VarUseError, match="await it first, or pass it as it is"):
+            await compute(draft)
 
 
 async def test_a_variable_of_another_program_is_refused():
