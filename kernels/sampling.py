@@ -65,7 +65,8 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     key = _mix(_mix(_low(seeds)) ^ (_low(seeds >> 32) + 0x632BE5AB))
     key = _mix(key ^ _mix(_low(positions) + 0x1B873593))
     bits = _mix(_mix(index[None, :] * -1640531527 + key[:, None]) ^ key[:, None])
-    uniform = ((bits >> 8) & 0xFFFFFF).float().add_(0.5).mul_(2.0**-24)
+    # 23 bits and a half: with one bit more the largest value would round to 1, whose noise is infinite.
+    uniform = ((bits >> 9) & 0x7FFFFF).float().add_(0.5).mul_(2.0**-23)
     return uniform.log_().neg_().log_().neg_()
 
 

@@ -93,6 +93,7 @@ class LocalRuntime:
 
             self._stack.callback(self._compiler.close)
             self._executor = Executor(self._session, self.tokenizer, self._compiler)
+            self._stack.push_async_callback(self._executor.close)
             self._stack.enter_context(use_backend(self._executor))
         return self
 

@@ -217,15 +217,18 @@ class Engine:
                 error = ArithmeticError("the model's output is not finite; check the weights, or use dtype float32")
                 self._fail(token.row, error, step.failed)
             elif not (call := step.calls[token.row.call_id]).ended:
-                outputs.append(self._output(token, call))
+                try:
+                    outputs.append(self._output(token, call))
+                except Exception as error:
+                    self._fail(token.row, error, step.failed)
         result = StepResult(step.plan.step_id, duration, tuple(outputs), tuple(step.failed.items()))
         return self._with_last_text(self.scheduler.complete(result, self._clock()))
 
     def _output(self, token: RowToken, call: _LiveCall) -> RowOutput:
         text, stop = call.text.push(token.token_id)
         if call.matcher is not None:
-            accepted = call.matcher.accept(token.token_id)
-            assert accepted, f"token {token.token_id} was allowed by the mask and refused by the grammar"
+            if not call.matcher.accept(token.token_id):
+                raise RuntimeError(f"the grammar refuses token {token.token_id}, which its mask allowed")
             stop = stop or call.matcher.is_done
         return RowOutput(token.row.call_id, token.token_id, text, stop, token.logprob)
 

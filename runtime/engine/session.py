@@ -163,5 +163,6 @@ class Session:
         for future in self._programs.values():
             if not future.done():
                 future.set_exception(error)
+                future.exception()  # whoever waited may be gone: that is no reason for a warning
         self._calls.clear()
         self._programs.clear()

@@ -46,10 +46,13 @@ class Executor:
         self._threads = ToolThreads()
         self._limits: dict[Any, asyncio.Semaphore] = {}
         self._tasks: dict[Node, asyncio.Task[None]] = {}
+        self._open: dict[str, Program] = {}
+        self._closed_one = asyncio.Event()
 
     async def open_program(self, program: Program) -> None:
         """Tells the scheduler that the program begins."""
         self.programs.append(program)
+        self._open[program.id] = program
         self._session.send(OpenProgram(program.id, program.name, program.tenant))
 
     def start(self, node: Node) -> None:
@@ -74,7 +77,12 @@ class Executor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        ended = await self._session.end_program(program.id)
+        self._open.pop(program.id, None)
+        self._closed_one.set()
+        try:
+            ended = await self._session.end_program(program.id)
+        except EngineClosedError:
+            return  # there is no engine left to give an account
         nodes = [node for node in program.graph.nodes() if node.program is program]
         tools = [node for node in nodes if isinstance(node, ToolNode) and node.started_at is not None]
         leads = [
@@ -83,6 +91,14 @@ class Executor:
             if node.started_at is not None and node.caller is not None and node.caller.finished_at is not None
         ]
         program.account = Account.of(ended, len(tools), max([0.0, *leads]))
+
+    async def close(self) -> None:
+        """Ends every program that is still open."""
+        for program in list(self._open.values()):
+            await program.close()
+        while self._open:  # those that somebody else is closing
+            self._closed_one.clear()
+            await self._closed_one.wait()
 
     def _declare(self, node: Node) -> None:
         inputs = tuple(source.id for source in node.inputs if source.program is node.program)

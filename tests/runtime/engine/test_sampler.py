@@ -123,3 +123,11 @@ def test_a_row_that_is_not_finite_is_marked_and_the_others_are_not(logits):
         tokens = sample(torch.stack((bad, logits)), rows).tokens.tolist()
         assert tokens[0] == -1
         assert tokens[1] >= 0
+
+
+def test_noise_is_always_finite():
+    """An infinite value would choose a token that a grammar forbids: minus infinity plus infinity is no number."""
+    for seed in range(12):
+        noise = ops.gumbel_noise(torch.full((128,), seed), torch.arange(128), 49152)
+        assert bool(noise.isfinite().all())
+    assert float(noise.max()) < 17.0
