@@ -39,6 +39,8 @@ class Compiler:
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Grammar] = OrderedDict()
         self._kept_bytes = 0
+        # A turn holds its tools' grammars, also where these are no longer kept by themselves.
+        self._holders: dict[Grammar, int] = {}
         self._under_way: dict[str, Future[Grammar]] = {}
         self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
 
@@ -135,10 +137,22 @@ class Compiler:
 
     def _keep(self, key: str, grammar: Grammar) -> None:
         self._kept[key] = grammar
-        self._kept_bytes += grammar.num_bytes + len(key)
+        self._kept_bytes += len(key) + self._hold(grammar, 1)
         while self._kept_bytes > self._cache_bytes // 2:
             old_key, old = self._kept.popitem(last=False)
-            self._kept_bytes -= old.num_bytes + len(old_key)
+            self._kept_bytes -= len(old_key) + self._hold(old, -1)
+
+    def _hold(self, grammar: Grammar, count: int) -> int:
+        """Counts the holders of a grammar and its parts. Returns the bytes that this takes up or sets free."""
+        num_bytes = 0
+        for part in (grammar, *grammar.parts):
+            before = self._holders.get(part, 0)
+            self._holders[part] = before + count
+            if 0 in (before, before + count):
+                num_bytes += part.num_bytes
+            if not before + count:
+                del self._holders[part]
+        return num_bytes
 
 
 def _source(constraint: Constraint) -> Source:

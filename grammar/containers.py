@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Conjunction = dict[str, dict[str, Any]]
 
 MAX_ITEMS = 10_000
+MAX_MEMBERS = 1_000
 MAX_EXCLUDED = 4_096
 
 _ANY_KEY_CHAR = r"\0-\x1f\"\\\ud800-\udfff"
@@ -126,6 +127,8 @@ def object_rule(lowering: Lowering, name: str, conjunction: Conjunction) -> list
     required = dict.fromkeys(key for schema in conjunction.values() for key in schema.get("required", ()))
     keys = dict.fromkeys(key for schema in conjunction.values() for key in schema.get("properties", ()))
     keys |= required
+    if len(keys) > MAX_MEMBERS:
+        raise GrammarTooLargeError("properties of one object", len(keys), MAX_MEMBERS)
     members = []
     for key in keys:
         if not _name_allowed(lowering, conjunction, key):
@@ -173,48 +176,39 @@ def _members(
 def _sequence(lowering: Lowering, name: str, members: list[Member], extra: Extra | None) -> list[Alternative]:
     """Named members in their order, optional ones or not, then any extra ones.
 
-    For each position there are two rules: `first-i`, while the object is empty, and `next-i`, where a comma is due.
+    For each position, `some-i` is at least one member from there on, and `next-i` what follows the member before. The
+    comma comes before the choice of the next member, so that the end of a value has only two ways to go on.
     """
-    rules, comma = lowering.rules, literal(lowering.separators.item)
-    count = len(members)
+    rules, comma, count = lowering.rules, literal(lowering.separators.item), len(members)
+    some = [lowering.fresh(name, f"some-{i}") for i in range(count + 1)]
+    following = [lowering.fresh(name, f"next-{i}") for i in range(count + 1)]
+    may_end = True
     for i in range(count, -1, -1):
-        ending = [] if i < count else _ending(lowering, name, extra)
-        for label, separator in (("first", ""), ("next", f"{comma} ")):
-            options = [Alternative(separator + a.text, a.needs) if a.text != '""' else a for a in ending]
-            if i < count:
-                options = _member_options(name, members, i, label, separator, comma)
-            rules.define(lowering.fresh(name, f"{label}-{i}"), options)
-    start = lowering.fresh(name, "first-0")
-    return [Alternative(f'"{{" {start} "}}"', (start,))]
+        if i < count:
+            may_end = may_end and not members[i].required
+            rules.define(some[i], _member_options(members, i, some, following, comma))
+        elif extra is not None:
+            pair = f"{extra.key} {literal(lowering.separators.key)} {extra.value} {following[i]}"
+            rules.define(some[i], [Alternative(pair, (extra.key, extra.value, following[i]))])
+        else:
+            rules.define(some[i], [])
+        ending = [Alternative('""')] if may_end else []
+        rules.define(following[i], [*ending, Alternative(f"{comma} {some[i]}", (some[i],))])
+    empty = [Alternative('"{}"')] if may_end else []
+    return [*empty, Alternative(f'"{{" {some[0]} "}}"', (some[0],))]
 
 
 def _member_options(
-    name: str, members: list[Member], i: int, label: str, separator: str, comma: str
+    members: list[Member], i: int, some: list[str], following: list[str], comma: str
 ) -> list[Alternative]:
-    """The member at `i` with all required ones right after it, or if it is optional, what follows without it."""
-    text, needs, j = f"{separator}{members[i].key} {members[i].value}", [members[i].value], i + 1
+    """The member at `i` with all required ones right after it, or if it is optional, what may come instead."""
+    text, needs, j = f"{members[i].key} {members[i].value}", [members[i].value], i + 1
     while j < len(members) and members[j].required:
         text += f" {comma} {members[j].key} {members[j].value}"
         needs.append(members[j].value)
         j += 1
-    following = f"{name}-next-{j}"
-    options = [Alternative(f"{text} {following}", (*needs, following))]
-    if not members[i].required:
-        without = f"{name}-{label}-{i + 1}"
-        options.append(Alternative(without, (without,)))
-    return options
-
-
-def _ending(lowering: Lowering, name: str, extra: Extra | None) -> list[Alternative]:
-    if extra is None:
-        return [Alternative('""')]
-    colon = literal(lowering.separators.key)
-    again = lowering.fresh(name, "extras")
-    comma = literal(lowering.separators.item)
-    pair = f"{extra.key} {colon} {extra.value}"
-    more = Alternative(f"{comma} {pair} {again}", (extra.key, extra.value))
-    lowering.rules.define(again, [Alternative('""'), more])
-    return [Alternative('""'), Alternative(f"{pair} {again}", (extra.key, extra.value, again))]
+    options = [Alternative(f"{text} {following[j]}", (*needs, following[j]))]
+    return options if members[i].required else [*options, Alternative(some[i + 1], (some[i + 1],))]
 
 
 def _value_pointers(conjunction: Conjunction, key: str) -> list[str]:

@@ -21,6 +21,7 @@ from treadle.grammar.preflight import TYPE_POINTERS, SchemaDocument
 from treadle.grammar.rules import Alternative, Rules, literal
 
 MAX_CONJUNCTIONS = 20_000
+MAX_REFERENCES = 100
 STRING_STATES = 256
 STRICT_STRING_STATES = 512
 
@@ -150,11 +151,13 @@ class Lowering:
 
         def add(pointer: str, parent: str | None) -> None:
             nonlocal false
-            ancestor = parent
+            ancestor, depth = parent, 0
             while ancestor is not None:
                 if ancestor == pointer:
                     raise InvalidSchemaError(pointer, "its references lead back to itself at the same place.")
-                ancestor = via[ancestor]
+                ancestor, depth = via[ancestor], depth + 1
+            if depth > MAX_REFERENCES:
+                raise GrammarTooLargeError("references in a row", depth, MAX_REFERENCES)
             if pointer in via:
                 return
             via[pointer] = parent
@@ -176,13 +179,14 @@ class Lowering:
 
     def _define_values(self, name: str, conjunction: dict[str, dict[str, Any]]) -> None:
         """Enumerated values are checked one by one, against every keyword of every schema that holds here."""
-        first = next(schema for schema in conjunction.values() if "enum" in schema or "const" in schema)
-        values = [first["const"]] if "const" in first else first["enum"]
-        texts = []
-        for value in values:
-            if all(self.document.is_valid(pointer, value) for pointer in conjunction):
-                separators = (self.separators.item, self.separators.key)
-                texts.append(json.dumps(value, ensure_ascii=False, separators=separators))
+        source, keyword = next((p, k) for k in ("const", "enum") for p, schema in conjunction.items() if k in schema)
+        values = conjunction[source][keyword] if keyword == "enum" else [conjunction[source]["const"]]
+        separators = (self.separators.item, self.separators.key)
+        texts = [
+            json.dumps(value, ensure_ascii=False, separators=separators)
+            for value in values
+            if all(self.document.is_valid(p, value, keyword if p == source else "") for p in conjunction)
+        ]
         self.rules.define(name, [Alternative(literal(text)) for text in texts])
 
     def _define_shape(self, name: str, conjunction: dict[str, dict[str, Any]]) -> None:

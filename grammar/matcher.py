@@ -67,12 +67,13 @@ class Matcher(ABC):
 class Grammar(ABC):
     """A compiled constraint. Safe to share among threads and sequences.
 
-    `unenforced` lists JSON pointers, in the schema, of the keywords that the grammar does not guarantee. `num_bytes` is
-    about what it takes up.
+    `unenforced` lists JSON pointers, in the schema, of the keywords that the grammar does not guarantee. `parts` are
+    other grammars that it is made of, `num_bytes` is about what it takes up without them.
     """
 
     unenforced: tuple[str, ...]
     num_bytes: int
+    parts: tuple[Grammar, ...] = ()
 
     @abstractmethod
     def matcher(self) -> Matcher:
@@ -119,7 +120,11 @@ class ContentMatcher(Matcher):
         return ContentMatcher(self._state.fork(), self._vocabulary)
 
     def forced(self) -> str:
-        return "" if self._state.is_terminated() else self._state.find_jump_forward_string()
+        try:
+            return "" if self._state.is_terminated() else self._state.find_jump_forward_string()
+        except UnicodeDecodeError as error:
+            # What is forced may be part of a character, at either end.
+            return bytes(error.object[: error.start]).decode()
 
     @property
     def can_end(self) -> bool:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_TEXT = 256 << 10
 MAX_DEPTH = 64
 MAX_PROPERTIES = 5_000
-MAX_ENUM_VALUES = 5_000
+MAX_ENUM_VALUES = 2_000
 
 # The branches of these are schemas by name, by position, or single ones.
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
@@ -104,10 +104,16 @@ class SchemaDocument:
             raise InvalidSchemaError(f"{pointer}/$ref", f"{reference!r} names no schema here. Define it.") from None
         return target
 
-    def is_valid(self, pointer: str, value: object) -> bool:
-        """Whether the schema at `pointer` admits a value. Raises `InvalidSchemaError` for endless references."""
+    def is_valid(self, pointer: str, value: object, without: str = "") -> bool:
+        """Whether the schema at `pointer`, but for the keyword `without`, admits a value.
+
+        Raises `InvalidSchemaError` for endless references.
+        """
+        schema = self.at(pointer)
+        if isinstance(schema, dict) and without:
+            schema = {keyword: content for keyword, content in schema.items() if keyword != without}
         try:
-            return bool(self._validator.evolve(schema=self.at(pointer)).is_valid(value))
+            return bool(self._validator.evolve(schema=schema).is_valid(value))
         except RecursionError:
             raise InvalidSchemaError(pointer, "its references go round in a circle. Break it.") from None
 

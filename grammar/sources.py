@@ -17,10 +17,10 @@ COMPACT = Separators(",", ":")
 # How the models that make tool calls were shown them: Python's own spacing.
 SPACED = Separators(", ", ": ")
 
-MAX_OPTIONS = 10_000
-MAX_REPETITION = 1_000
+MAX_OPTIONS = 2_000
+MAX_REPETITION = 10_000
 
-_REPETITION = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
+_REPETITION = re.compile(r"\S\s*\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,17 @@ def regex_source(pattern: str) -> Source:
 
 
 def ebnf_source(grammar: str) -> Source:
-    """Raises `GrammarTooLargeError` for large repetitions. What is no grammar shows when it is compiled."""
+    """Raises `GrammarTooLargeError` for large repetitions. What is no grammar shows when it is compiled.
+
+    Repetitions of groups and rules may be nested in each other, so they are multiplied.
+    """
+    nested = largest = 1
     for found in _REPETITION.finditer(grammar):
-        for number in found.groups():
-            if number and int(number[:9]) > MAX_REPETITION:
-                raise GrammarTooLargeError("repetitions in the grammar", int(number[:9]), MAX_REPETITION)
+        count = max(int(number[:9] or 1) for number in found.groups())
+        if found[0][0] in '"]':
+            largest = max(largest, count)
+        else:
+            nested *= count
+        if nested * largest > MAX_REPETITION:
+            raise GrammarTooLargeError("repetitions in the grammar, multiplied out", nested * largest, MAX_REPETITION)
     return Source(grammar)

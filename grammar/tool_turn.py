@@ -88,7 +88,7 @@ class ToolTurnGrammar(Grammar):
         self.unenforced = tuple(
             f"/tools/{i}/parameters{pointer}" for i, tool in enumerate(tools) for pointer in tool.unenforced
         ) + tuple(f"/answer{pointer}" for pointer in (answer.unenforced if answer is not None else ()))
-        # The tools' own grammars are counted where they are kept.
+        self.parts = tools if answer is None else (*tools, answer)
         self.num_bytes = 4_096 + sum(map(len, self.heads)) + MAX_MASKS * vocabulary.size // 8
         self._masks: OrderedDict[tuple[str, bytes], Mask] = OrderedDict()
         self._lock = threading.Lock()
@@ -120,10 +120,8 @@ class ToolTurnGrammar(Grammar):
 
         def work() -> Mask:
             rest = _OPEN[len(written) :]
-            crossing = {i for text, i in vocabulary.with_prefix(rest) if text != rest}
-            crossing |= {i for text, i in vocabulary.sorted_tokens if _OPEN in text and not text.endswith(_OPEN)}
-            ids = [i for _, i in vocabulary.sorted_tokens if i not in crossing]
-            return vocabulary.mask([*ids, *vocabulary.stop_ids, *vocabulary.open_ids])
+            crossing = [i for text, i in vocabulary.with_prefix(rest) if text != rest]
+            return vocabulary.text_mask & ~vocabulary.mask([*crossing, *vocabulary.containing_tag])
 
         return self.mask("free", written, work)
 
@@ -131,8 +129,7 @@ class ToolTurnGrammar(Grammar):
         """Only `rest`, which ends with the opening tag or is the end of it, and stop tokens if the turn may end."""
 
         def work() -> Mask:
-            ids = self.vocabulary.mask([*self.lead_ids(rest), *(self.vocabulary.stop_ids if can_end else ())])
-            return ids
+            return self.vocabulary.mask([*self.lead_ids(rest), *(self.vocabulary.stop_ids if can_end else ())])
 
         return self.mask("lead-or-end" if can_end else "lead", rest, work)
 
@@ -300,7 +297,8 @@ class ToolTurnMatcher(Matcher):
             case Phase.HEAD:
                 mask = grammar.head_mask(state.written)
             case Phase.CLOSING:
-                mask = self._vocabulary.mask([i for i in (self._vocabulary.close_id,) if i is not None])
+                assert self._vocabulary.close_id is not None
+                mask = self._vocabulary.mask([self._vocabulary.close_id])
             case Phase.ENDED:
                 mask = self._vocabulary.mask(self._vocabulary.stop_ids)
             case Phase.DONE:

@@ -64,6 +64,17 @@ class Vocabulary:
         """Tokens that are text, with their ids, in order of their bytes."""
         return sorted((text, i) for i, text in enumerate(self.content_bytes) if text)
 
+    @cached_property
+    def text_mask(self) -> Mask:
+        """The bits of all tokens that are text, of the stop tokens, and of `<tool_call>` where it is a token."""
+        return self.mask([*(i for _, i in self.sorted_tokens), *self.stop_ids, *self.open_ids])
+
+    @cached_property
+    def containing_tag(self) -> list[int]:
+        """Tokens in which `<tool_call>` ends before the token does."""
+        tag = OPEN.encode()
+        return [i for text, i in self.sorted_tokens if 0 <= text.find(tag) < len(text) - len(tag)]
+
     def with_prefix(self, prefix: bytes) -> list[tuple[bytes, int]]:
         """Tokens that are text and begin with `prefix`."""
         tokens = self.sorted_tokens
@@ -90,6 +101,8 @@ class Vocabulary:
         """Imports the grammar library, which takes about a second, and hands it the vocabulary."""
         import xgrammar
 
+        self.prefixes_of(b"<")
+        assert self.text_mask is not None and self.containing_tag is not None
         info = xgrammar.TokenizerInfo(
             self.content_bytes,
             vocab_type=xgrammar.VocabType.RAW,

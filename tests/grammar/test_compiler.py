@@ -69,6 +69,20 @@ def test_the_cache_stays_within_its_bytes(vocabulary):
     assert compiler.cached_bytes > 0
 
 
+def test_what_a_turn_holds_counts_once_for_as_long_as_it_is_held(byte_vocabulary):
+    compiler = Compiler(byte_vocabulary)
+    tools = tuple(ToolSpec(f"t{i}", "", schema(i).schema) for i in range(3))
+    grammars = [compiler.compile(ToolTurn(tools)), compiler.compile(ToolTurn(tools[:2], "required"))]
+    parts = sum(part.num_bytes for part in grammars[0].parts)
+    keys = compiler.cached_bytes - parts - sum(grammar.num_bytes for grammar in grammars)
+    assert 0 < keys < 4_096
+    limit = grammars[0].num_bytes + parts + 2_048
+    small = Compiler(byte_vocabulary, cache_bytes=2 * limit)
+    for number in range(3):
+        small.compile(ToolTurn(tools[number:] + tools[:number]))
+        assert 0 < small.cached_bytes <= limit
+
+
 def test_turns_share_the_grammars_of_their_tools(compiler):
     tools = [ToolSpec(f"tool_{i}", "", '{"type":"object","properties":{"x":{"type":"integer"}}}') for i in range(4)]
     one = compiler.compile(ToolTurn(tuple(tools)))
@@ -104,7 +118,7 @@ async def test_a_compile_that_takes_too_long_is_given_up_but_kept_once_done(voca
 
 
 @pytest.mark.parametrize(
-    "pattern", [r"\d{3}-\d{4}", r"(yes|no)!?", r"[^a]b", r"^x.y$", r"\w+@\w+\.(com|org)", r'"\\\n?']
+    "pattern", [r"\d{3}-\d{4}", r"(yes|no)!?", r"[^a]b", r"^x.y$", r"\w{2,9}@\w{2}\.(com|org)", r'"\\\n?']
 )
 def test_text_of_a_regex_is_matched_by_it(byte_compiler, byte_vocabulary, pattern):
     grammar = byte_compiler.compile(Regex(pattern))
@@ -121,7 +135,16 @@ def test_a_regex_that_cannot_be_followed_is_refused(byte_compiler, pattern):
         byte_compiler.compile(Regex(pattern))
 
 
-@pytest.mark.parametrize("constraint", [Regex("a{100000}"), Regex("((a{90}){90}){90}"), EBNF('root ::= "a"{1,999999}')])
+LARGE = [
+    Regex("a{100000}"),
+    Regex("((a{90}){90}){90}"),
+    EBNF('root ::= "a"{1,999999}'),
+    EBNF('root ::= ((("a"{1000}){1000}){1000})'),
+    EBNF('root ::= a{1000}\na ::= b{1000}\nb ::= "b"'),
+]
+
+
+@pytest.mark.parametrize("constraint", LARGE)
 def test_large_repetitions_are_refused(byte_compiler, constraint):
     with pytest.raises(GrammarTooLargeError):
         byte_compiler.compile(constraint)

@@ -132,6 +132,14 @@ def test_what_must_come_next_is_told(byte_compiler):
     assert matcher.forced() == "rue}"
 
 
+def test_what_must_come_next_is_whole_characters(byte_compiler):
+    matcher = byte_compiler.compile(JSONSchema('{"enum":["né","nè"]}')).matcher()
+    assert matcher.forced() == '"n'
+    for byte in b'"n\xc3':
+        assert matcher.accept(byte)
+    assert matcher.forced() == ""
+
+
 @pytest.mark.parametrize(
     "schema",
     [

@@ -2,7 +2,7 @@
 
 import json
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treadle.grammar import ToolCall, TurnStream, render_tool_calls
@@ -75,6 +75,7 @@ names = st.text(min_size=1).filter(lambda text: text.isprintable())
 values = st.recursive(st.none() | st.integers() | st.text(st.characters(codec="utf-8")), st.lists)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(names, st.dictionaries(st.text(st.characters(codec="utf-8")), values)), max_size=4))
 def test_what_is_written_is_read_back(pairs):
     calls = tuple(ToolCall(i, name, json.dumps(arguments)) for i, (name, arguments) in enumerate(pairs))
