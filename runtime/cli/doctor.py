@@ -84,7 +84,8 @@ def _slow(machine: Machine, torch: Torch | None) -> list[str]:
         reasons.append(f"{machine.cores_usable:g} core: matrices multiply on one core")
     if machine.load_average > machine.cores_usable:
         reasons.append(
-            f"other work is running: the load average is {machine.load_average:.1f} on {machine.cores_usable:g} cores"
+            f"other work is running (load average {machine.load_average:.1f} on {machine.cores_usable:g} cores), and "
+            "torch's threads spin while they wait: OMP_WAIT_POLICY=passive in the environment lets them sleep"
         )
     if machine.memory < SMALL_MEMORY:
         reasons.append(f"{_gib(machine.memory)} of memory: few KV pages, so less is shared and more computed again")

@@ -32,4 +32,13 @@ def running(args: argparse.Namespace) -> Iterator[tuple[asyncio.Runner, LocalRun
         try:
             yield runner, runtime
         finally:
-            runner.run(runtime.__aexit__(None, None, None))
+            runner.run(_close(runtime))
+
+
+async def _close(runtime: LocalRuntime) -> None:
+    """Ends what a signal left half done, then the engine: a call that outlived its engine would fail unheard."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    await runtime.__aexit__(None, None, None)
