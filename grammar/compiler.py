@@ -79,6 +79,7 @@ class Compiler:
         names = [tool.name for tool in turn.tools]
         if len(set(names)) < len(names) or not all(names):
             raise InvalidGrammarError("the tools of a turn need names, each another one. Rename or remove doubles.")
+        check_text("".join(names), "the tools' names")
         closing = self._vocabulary.close_id is None
         calls = tuple(
             self._content(

@@ -261,7 +261,7 @@ def test_rendered_calls_are_what_the_grammar_admits(byte_compiler, byte_vocabula
     assert matcher.calls == calls
 
 
-@pytest.mark.parametrize("tools", [(), (GET, GET), (ToolSpec(""),)])
+@pytest.mark.parametrize("tools", [(), (GET, GET), (ToolSpec(""),), (ToolSpec("\ud800"),)])
 def test_a_turn_needs_tools_with_names_of_their_own(compiler, tools):
     with pytest.raises(InvalidGrammarError, match="tool"):
         compiler.compile(ToolTurn(tools))
