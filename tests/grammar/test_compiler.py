@@ -206,7 +206,7 @@ constraints = st.one_of(
 )
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 @given(constraints)
 def test_the_wire_text_says_all(constraint):
     text = constraint_to_json(constraint)

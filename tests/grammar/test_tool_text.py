@@ -28,6 +28,7 @@ def read(pieces):
     return "".join(delta.content for delta in deltas), tuple(call for delta in deltas for call in delta.calls)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([*PARTS, CALL]), max_size=14), st.lists(st.integers(0, 200), max_size=12))
 def test_how_text_is_cut_makes_no_difference(parts, cuts):
     text = "".join(parts)
@@ -71,12 +72,14 @@ def test_white_space_between_calls_belongs_to_neither():
     assert read([f"{CALL}\nDone.\n"])[0] == "\nDone.\n"
 
 
-names = st.text(min_size=1).filter(lambda text: text.isprintable())
-values = st.recursive(st.none() | st.integers() | st.text(st.characters(codec="utf-8")), st.lists)
+names = st.text("ab \"\\é_-.<>", min_size=1, max_size=8)
+texts = st.text('ab"\\</tool_call>
+	{}é😀', max_size=20)
+values = st.recursive(st.none() | st.integers() | texts, lambda inner: st.lists(inner, max_size=3), max_leaves=4)
 
 
-@settings(max_examples=30)
-@given(st.lists(st.tuples(names, st.dictionaries(st.text(st.characters(codec="utf-8")), values)), max_size=4))
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(names, st.dictionaries(texts, values, max_size=3)), max_size=4))
 def test_what_is_written_is_read_back(pairs):
     calls = tuple(ToolCall(i, name, json.dumps(arguments)) for i, (name, arguments) in enumerate(pairs))
     assert read([render_tool_calls(calls)]) == ("", calls)

@@ -5,7 +5,7 @@ import time
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treadle.grammar import InvalidSchemaError, UnsupportedSchemaError
@@ -70,6 +70,7 @@ PATTERNS = [
 ]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(PATTERNS), st.text("abcxy.", max_size=12))
 def test_following_states_finds_what_backtracking_finds(pattern, text):
     automata = [Automaton(b.node, from_start=b.from_start, to_end=b.to_end) for b in parse(pattern)]
@@ -91,6 +92,7 @@ decimals = st.decimals(-20_000, 20_000, places=3) | st.decimals(-2, 2, places=2)
 bounds = st.none() | st.builds(Bound, decimals, st.booleans())
 
 
+@settings(deadline=None)
 @given(bounds, bounds, st.lists(decimals, min_size=1, max_size=20))
 def test_ranges_admit_only_what_is_within(low, high, values):
     values += [bound.value for bound in (low, high) if bound is not None]
