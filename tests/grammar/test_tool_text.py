@@ -72,9 +72,8 @@ def test_white_space_between_calls_belongs_to_neither():
     assert read([f"{CALL}\nDone.\n"])[0] == "\nDone.\n"
 
 
-names = st.text("ab \"\\é_-.<>", min_size=1, max_size=8)
-texts = st.text('ab"\\</tool_call>
-	{}é😀', max_size=20)
+names = st.text('ab "\\é_-.<>', min_size=1, max_size=8)
+texts = st.text('ab"\\</tool_call>{}é\n\t😀', max_size=20)
 values = st.recursive(st.none() | st.integers() | texts, lambda inner: st.lists(inner, max_size=3), max_leaves=4)
 
 
