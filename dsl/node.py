@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from treadle.dsl.program import Program
     from treadle.dsl.tool import Tool
 
+InThread: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Runs a function without holding up the event loop."""
+
 NodeState: TypeAlias = Literal["pending", "running", "done", "failed", "cancelled"]
 
 
@@ -245,12 +248,12 @@ class ToolNode(Node):
         values = {name: await replace_vars(argument) for name, argument in self.arguments.items()}
         return self.tool.check(values)
 
-    async def run(self, arguments: Mapping[str, Any]) -> Any:
-        """Runs the tool once. A function that is not async runs in a thread; calls that it makes join the program.
+    async def run(self, arguments: Mapping[str, Any], in_thread: InThread = asyncio.to_thread) -> Any:
+        """Runs the tool once. A function that is not async runs `in_thread`; calls that it makes join the program.
 
         Time limit, retries and concurrency are for the backend. Raises `ToolError` from what the tool raised.
         """
-        return await self.tool.run(arguments, self.program)
+        return await self.tool.run(arguments, self.program, in_thread)
 
     def recover(self, error: BaseException) -> str | None:
         if not self.forgiving or isinstance(error, NodeCancelled):

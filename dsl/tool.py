@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeAlias, TypeVar, overload
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -113,8 +113,13 @@ class Tool(Generic[P, T]):
         """As `validate`, for values that come from the workflow."""
         return self.validate(arguments)
 
-    async def run(self, arguments: Mapping[str, Any], program: Program | None = None) -> T:
-        """Runs the function once; one that is not async runs in a thread. Calls that it makes join `program`.
+    async def run(
+        self,
+        arguments: Mapping[str, Any],
+        program: Program | None = None,
+        in_thread: Callable[[Callable[[], Any]], Awaitable[Any]] = asyncio.to_thread,
+    ) -> T:
+        """Runs the function once; one that is not async runs `in_thread`. Calls that it makes join `program`.
 
         Raises `ToolError` with what it raised as the cause.
         """
@@ -123,7 +128,7 @@ class Tool(Generic[P, T]):
             if inspect.iscoroutinefunction(self.fn):
                 result = await self.fn(**arguments)  # type: ignore[call-arg]
             else:
-                result = await asyncio.to_thread(self.fn, **arguments)  # type: ignore[call-arg]
+                result = await in_thread(functools.partial(self.fn, **arguments))
                 if inspect.isawaitable(result):
                     result = await result
         except ToolError:

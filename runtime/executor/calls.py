@@ -13,7 +13,16 @@ from weakref import WeakKeyDictionary
 from treadle.dsl.errors import DSLError, OutputError
 from treadle.dsl.node import CallNode, Node
 from treadle.dsl.var import Var
-from treadle.grammar import Choice, Constraint, JSONSchema, ToolSpec, ToolTurn, TurnStream, constraint_to_json
+from treadle.grammar import (
+    Choice,
+    Constraint,
+    JSONSchema,
+    ToolSpec,
+    ToolTurn,
+    TurnDelta,
+    TurnStream,
+    constraint_to_json,
+)
 from treadle.grammar.compiler import Compiler
 from treadle.runtime.engine.session import CallStream, Session
 from treadle.runtime.errors import InvalidRequestError
@@ -73,7 +82,7 @@ class CallRunner:
     async def _generate(
         self, node: CallNode, parts: Sequence[Part], constraint: str | None, attempt: int
     ) -> tuple[str, tuple[int, ...], str]:
-        """One call of the engine: what it wrote, the ids without the stop token, and why it ended."""
+        """One call of the engine: its text but for tool calls, the ids but for the stop token, and why it ended."""
         if node.fork_of is not None and not attempt:
             parts = await self._parts_of_fork(node.fork_of, parts)
         stream = self._submit(node, parts, constraint, attempt)
@@ -95,7 +104,7 @@ class CallRunner:
                 await feeder
             text += stream.finished.text
             if calls is not None:
-                calls.finish(stream.finished.text)
+                text = calls.finish(stream.finished.text)
             return text, token_ids, stream.finished.reason
         except InvalidRequestError:
             if feeder is not None and feeder.done() and (cause := feeder.exception()) is not None:
@@ -214,19 +223,25 @@ class CallRunner:
 
 
 class _ToolCalls:
-    """Hands the tool calls of a turn to its node, each as soon as its text is complete."""
+    """Hands the tool calls of a turn to its node, each as soon as its text is complete, and keeps the other text."""
 
     def __init__(self, node: CallNode) -> None:
         self._node = node
         self._stream = TurnStream()
+        self._content = ""
 
     def push(self, text: str) -> None:
-        for call in self._stream.push(text).calls:
-            self._node.on_tool_call(call.index, call.name, call.arguments)
+        self._take(self._stream.push(text))
 
-    def finish(self, text: str) -> None:
+    def finish(self, text: str) -> str:
+        """Takes the last text. Returns what was not part of a tool call."""
         self.push(text)
-        for call in self._stream.finish().calls:
+        self._take(self._stream.finish())
+        return self._content
+
+    def _take(self, delta: TurnDelta) -> None:
+        self._content += delta.content
+        for call in delta.calls:
             self._node.on_tool_call(call.index, call.name, call.arguments)
 
 

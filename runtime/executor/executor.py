@@ -154,7 +154,7 @@ class Executor:
         self._session.send(Wait(node.program.id, node.id))
         try:
             async with asyncio.timeout(tool.timeout) as limit:
-                result = await node.run(arguments)
+                result = await node.run(arguments, self._threads.run)
         except TimeoutError as error:
             if limit.expired():
                 raise ToolTimeout(f"{tool.name} took longer than its {tool.timeout:g} s") from error

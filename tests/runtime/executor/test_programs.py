@@ -136,18 +136,16 @@ async def test_a_body_that_gives_the_value_skips_the_model(fast_runtime):
     async def known(topic: str) -> str:
         return f"all about {topic}"
 
-    async with fast_runtime():
-        async with program("known") as scope:
-            assert await known("looms") == "all about looms"
-            assert isinstance(await write(known("looms")), str)
+    async with fast_runtime(), program("known") as scope:
+        assert await known("looms") == "all about looms"
+        assert isinstance(await write(known("looms")), str)
     assert scope.account.calls == 1
 
 
 async def test_account_and_critical_path(fast_runtime):
-    async with fast_runtime():
-        async with program("accounted") as scope:
-            one, two = write("one"), write("two")
-            await gather(write(one), write(two))
+    async with fast_runtime(), program("accounted") as scope:
+        one, two = write("one"), write("two")
+        await gather(write(one), write(two))
     account = scope.account
     assert account.calls == 4
     assert account.usage.decoded == sum(len(n.output.token_ids) for n in scope.graph.nodes() if n.kind == "llm")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -64,7 +67,7 @@ async def test_a_tool_that_raises_is_a_tool_error_with_its_cause_and_the_path(fa
         after = comment(bad)
         with pytest.raises(ToolError, match="failing failed: ZeroDivisionError: on purpose"):
             await bad
-        with pytest.raises(NodeFailed, match="comment.*\n.*needs failing"):
+        with pytest.raises(NodeFailed, match=r"comment.*\n.*needs failing"):
             await after
         assert isinstance(await comment("beside"), str)
 
@@ -89,6 +92,29 @@ async def test_a_tool_that_hangs_is_given_up_after_its_timeout(fast_runtime):
                 await call
     assert time.monotonic() - started < 10
     release.set()
+
+
+async def test_a_tool_that_hangs_for_ever_does_not_hold_up_the_end_of_the_process(tmp_path):
+    script = tmp_path / "hang.py"
+    script.write_text(
+        "import threading\n"
+        "from treadle.dsl import program, tool\n"
+        "from treadle.dsl.errors import ToolTimeout\n"
+        "@tool(timeout=0.1)\n"
+        "def hang() -> str:\n"
+        "    threading.Event().wait()\n"
+        "    return ''\n"
+        "async def main() -> str:\n"
+        "    async with program('hang'):\n"
+        "        try:\n"
+        "            return await hang()\n"
+        "        except ToolTimeout:\n"
+        "            return 'given up'\n"
+    )
+    command = [Path(sys.executable).parent / "treadle", "run", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("given up")
 
 
 @pytest.mark.parametrize(
