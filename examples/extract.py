@@ -1,0 +1,42 @@
+"""Structured extraction: a paragraph of text becomes a pydantic model.
+
+Try `treadle run examples/extract.py`, or give a text of your own:
+`treadle run examples/extract.py "Ada Lovelace was born in London in 1815."`
+
+The grammar of the model's output is made from `Person`, so that what comes back always has its shape: a short name, a
+four-digit year, one of the listed fields. Whether it is true is up to the model. One of 135M parameters copies names
+and years from a short text fairly well, and guesses where the text does not say.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from treadle.dsl import In, llm, program, prompt
+
+TEXT = (
+    "Marie Curie was born in Warsaw in 1867. She moved to Paris to study physics, and there she met Pierre, with whom "
+    "she discovered polonium and radium. In 1903 she was the first woman to receive a Nobel Prize."
+)
+
+Short = Annotated[str, Field(min_length=1, max_length=40)]
+
+
+class Person(BaseModel):
+    """What to find in the text."""
+
+    name: Short
+    city: Short
+    born_year: Annotated[int, Field(ge=1000, le=2100)]
+    field: Literal["physics", "mathematics", "art", "politics", "other"]
+
+
+@llm(system="You copy facts from a text into JSON.", max_tokens=120, temperature=0)
+async def extract(text: In[str]) -> Person:
+    return prompt(f"{text}\n\nWho is this text about? Give the name, the city and year of birth and the field.")
+
+
+@program
+async def main(text: str = TEXT) -> Person:
+    """The person that a text is about."""
+    return await extract(text)
