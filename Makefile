@@ -1,4 +1,5 @@
 # make venv   set up .venv with the `treadle` command      make test   run the tests
+# make demo   run a small program on a real model
 # make check  ruff, mypy --strict, import directions        make bench  print every published figure
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ROOMS  := dsl grammar kernels runtime scheduler
 
-.PHONY: venv test check bench clean
+.PHONY: venv demo test check bench clean
 
 venv: $(READY)
 
@@ -21,6 +22,9 @@ $(READY): pyproject.toml constraints.txt Makefile
 	for room in $(ROOMS); do ln -sfn "$(CURDIR)/$$room" $(VENV)/tree/treadle/$$room; done
 	echo "$(CURDIR)/$(VENV)/tree" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/treadle-tree.pth"
 	touch $@
+
+demo: venv
+	$(BIN)/treadle demo
 
 test: venv
 	$(BIN)/pytest
