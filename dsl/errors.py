@@ -62,6 +62,10 @@ class CompileError(DSLError):
     """A workflow has no graph before it runs: it used a value on the way."""
 
 
+class BudgetExceeded(DSLError):
+    """The program, or one around it, has used up its `budget_tokens`."""
+
+
 class NodeCancelled(DSLError):
     """The value will not come: its call was cancelled."""
 

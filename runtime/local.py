@@ -92,7 +92,7 @@ class LocalRuntime:
             from treadle.runtime.executor.executor import Executor
 
             self._stack.callback(self._compiler.close)
-            self._executor = Executor(self._session, self.tokenizer, self._compiler)
+            self._executor = Executor(self.name, self._session, self.tokenizer, self._compiler)
             self._stack.push_async_callback(self._executor.close)
             self._stack.enter_context(use_backend(self._executor))
         return self

@@ -10,8 +10,9 @@ from contextlib import aclosing
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from treadle.dsl.errors import DSLError, OutputError
+from treadle.dsl.errors import BudgetExceeded, DSLError, OutputError
 from treadle.dsl.node import CallNode, Node
+from treadle.dsl.program import Program
 from treadle.dsl.var import Var
 from treadle.grammar import (
     Choice,
@@ -28,7 +29,7 @@ from treadle.runtime.engine.session import CallStream, Session
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.executor.prompts import Part, PromptEncoder, Recorded, Turn
 from treadle.runtime.text.tokenizer import Tokenizer
-from treadle.scheduler import AppendPrompt, SamplingParams, SubmitCall
+from treadle.scheduler import AppendPrompt, CallFinished, SamplingParams, SubmitCall
 
 DEFAULT_MAX_TOKENS = 512
 SAMPLES_TEMPERATURE = 0.8
@@ -38,17 +39,20 @@ SAMPLES_TEMPERATURE = 0.8
 class CallRunner:
     """Turns a `CallNode` into calls of the engine, and their tokens into its value."""
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, compiler: Compiler) -> None:
+    def __init__(self, model: str, session: Session, tokenizer: Tokenizer, compiler: Compiler) -> None:
+        self._model = model
         self._session = session
         self._tokenizer = tokenizer
         self._compiler = compiler
         self._prompts = PromptEncoder(tokenizer)
         self._stops = frozenset(tokenizer.eos_token_ids)
+        self._spent: WeakKeyDictionary[Program, int] = WeakKeyDictionary()
         self._last_call: WeakKeyDictionary[Node, str] = WeakKeyDictionary()
         self._complete: WeakKeyDictionary[Node, asyncio.Event] = WeakKeyDictionary()
 
     async def run(self, node: CallNode) -> None:
         """Resolves the node's output, or raises why it cannot."""
+        self._check_model(node)
         async with asyncio.timeout(node.options.timeout):
             prompt = await node.render()
             if prompt.given:
@@ -70,6 +74,29 @@ class CallRunner:
                 else:
                     node.output.resolve(value, token_ids, text)
                     return
+
+    def _check_model(self, node: CallNode) -> None:
+        if node.options.model not in (None, self._model):
+            raise DSLError(f"{node}: this runtime runs {self._model!r}, not {node.options.model!r}; leave out `model`")
+
+    def _budget_left(self, node: CallNode) -> int | None:
+        """Tokens that the programs around a call may still use. Raises `BudgetExceeded` if there are none."""
+        left: int | None = None
+        for program in (node.program, *node.program.ancestors):
+            if program.budget_tokens is None:
+                continue
+            rest = program.budget_tokens - self._spent.get(program, 0)
+            if rest <= 0:
+                text = f"program {program.name!r} has used its {program.budget_tokens} tokens"
+                raise BudgetExceeded(f"{node}: {text}; give it a larger budget_tokens")
+            left = rest if left is None else min(left, rest)
+        return left
+
+    def _spend(self, node: CallNode, finished: CallFinished) -> None:
+        usage = finished.usage
+        for program in (node.program, *node.program.ancestors):
+            used = usage.cached + usage.prefilled + usage.decoded
+            self._spent[program] = self._spent.get(program, 0) + used
 
     async def _compiled(self, node: CallNode) -> str | None:
         """The node's constraint in wire form; the grammar is in the compiler's cache from now on."""
@@ -100,6 +127,7 @@ class CallRunner:
                 elif node.options.retries == 0:
                     node.output.push(tokens.text, ids)
             assert stream.finished is not None
+            self._spend(node, stream.finished)
             if feeder is not None:
                 await feeder
             text += stream.finished.text
@@ -135,6 +163,8 @@ class CallRunner:
         return self._complete.setdefault(node, asyncio.Event())
 
     def _submit(self, node: CallNode, parts: Sequence[Part], constraint: str | None, attempt: int) -> CallStream:
+        max_tokens = node.options.max_tokens or DEFAULT_MAX_TOKENS
+        budget = self._budget_left(node)
         known: list[int] = []
         for part in parts:
             if isinstance(part, Var):
@@ -146,7 +176,7 @@ class CallRunner:
             node.program.id,
             tuple(known),
             self._sampling(node, attempt),
-            node.options.max_tokens or DEFAULT_MAX_TOKENS,
+            max_tokens if budget is None else min(max_tokens, budget),
             open=is_open,
             fork_of=None if is_open else self._parent(node, attempt),
             node_id=node.id,

@@ -38,11 +38,11 @@ class Executor:
         watchers: Called with each node that begins or ends, on the loop's thread.
     """
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, compiler: Compiler) -> None:
+    def __init__(self, model: str, session: Session, tokenizer: Tokenizer, compiler: Compiler) -> None:
         self.programs: deque[Program] = deque(maxlen=MAX_PROGRAMS)
         self.watchers: list[Callable[[Node], None]] = []
         self._session = session
-        self._calls = CallRunner(session, tokenizer, compiler)
+        self._calls = CallRunner(model, session, tokenizer, compiler)
         self._threads = ToolThreads()
         self._limits: dict[Any, asyncio.Semaphore] = {}
         self._tasks: dict[Node, asyncio.Task[None]] = {}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from treadle.dsl import In, gather, llm, program, prompt
-from treadle.dsl.errors import NodeFailed, OutputError
+from treadle.dsl.errors import BudgetExceeded, DSLError, NodeFailed, OutputError
 
 
 class Point(BaseModel):
@@ -162,6 +162,22 @@ async def test_leaving_the_runtime_leaves_no_thread(fast_runtime):
     assert not [t for t in threading.enumerate() if t.name.startswith("treadle")]
 
 
+async def test_a_budget_of_tokens_is_kept(fast_runtime):
+    async with fast_runtime():
+        async with program("frugal", budget_tokens=80) as scope:
+            results = [await settled(write(topic)) for topic in ("looms", "weft", "warp", "shed", "reed")]
+        assert isinstance(results[0], str)
+        assert results[-1] is BudgetExceeded
+        usage = scope.account.usage
+    assert usage.cached + usage.prefilled + usage.decoded < 80 + 60
+
+
+async def test_another_model_is_refused(fast_runtime):
+    async with fast_runtime(), program("other"):
+        with pytest.raises(DSLError, match="this runtime runs 'fast', not 'large'"):
+            await write.using(model="large")("looms")
+
+
 # Random graphs: each node takes up to two of the nodes before it.
 
 graphs = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.booleans()), min_size=1, max_size=7)
@@ -184,7 +200,7 @@ async def build(graph, *, one_by_one: bool):
 async def settled(variable):
     try:
         return await variable
-    except (OutputError, NodeFailed) as error:
+    except (OutputError, NodeFailed, BudgetExceeded) as error:
         return type(error)
 
 
