@@ -3,9 +3,9 @@
 Try `treadle run examples/best_of_n.py`, or `treadle run examples/best_of_n.py "a lighthouse"`.
 
 `.n(4)` computes the prompt once; the four samples fork it. `.best(key=...)` keeps the sample that a plain function
-likes most, here the one with the most different words. `.vote()` keeps the most frequent, which needs an answer with
-few possible values. A model of 135M parameters writes slogans that are grammatical and seldom good, and a choice of four
-is visibly better than one; its votes are close to what it would say at temperature 0.
+likes most: here it has at most ten words, and of these the most different ones. `.vote()` keeps the most frequent one,
+which needs an answer with few possible values. A model of 135M parameters writes slogans that sound like slogans and mean
+little, often longer than asked: this is what choosing is for. Its votes say what it finds likely, not what is right.
 """
 
 from typing import Literal, TypedDict
@@ -33,9 +33,10 @@ async def mood(subject: str) -> Mood:
     return prompt(f"Which mood should an advertisement for {subject} have: cheerful, calm or serious?")
 
 
-def variety(text: str) -> int:
-    """How many different words there are."""
-    return len(set(text.lower().split()))
+def quality(text: str) -> tuple[bool, int]:
+    """Short ones first, then those with more different words."""
+    words = text.lower().split()
+    return 0 < len(words) <= 10, len(set(words))
 
 
 @program
@@ -43,7 +44,7 @@ async def main(subject: str = "a small bakery by the sea") -> Campaign:
     """The best of four slogans, and the mood that most of four samples choose."""
     slogans = slogan.n(4)(subject)
     moods = mood.n(4)(subject)
-    best = await slogans.best(key=variety)
+    best = await slogans.best(key=quality)
     return {
         "slogan": best,
         "rejected": [other for other in await slogans if other != best],

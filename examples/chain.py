@@ -2,10 +2,10 @@
 
 Try `treadle run examples/chain.py`, or `treadle run examples/chain.py "an old clock"`.
 
-`story` and `title` are variables: calling an `@llm` function adds a call to the program and returns at once. The story
-is passed on un-awaited, so the runtime knows the whole chain from the start, and the prompt of `title` is computed
-while the story is still being written. A model of 135M parameters writes a simple story of a few sentences; its titles
-are plausible, if plain.
+`story` and `short` are variables: calling an `@llm` function adds a call to the program and returns at once. The story
+is passed on un-awaited, so the runtime knows the whole chain from the start, and the prompt of `shorten` is computed
+while the story is still being written. A model of 135M parameters writes a simple story with odd turns, and shortens it
+to a sentence that keeps some of it.
 """
 
 from typing import TypedDict
@@ -16,23 +16,23 @@ from treadle.dsl import In, llm, program, prompt
 class Story(TypedDict):
     """What `main` returns."""
 
-    title: str
     story: str
+    in_short: str
 
 
-@llm(max_tokens=90, temperature=0)
+@llm(max_tokens=80, temperature=0, stop="\n")
 async def write(subject: str) -> str:
-    return prompt(f"Write a very short story about {subject}, in three sentences.")
+    return prompt(f"Tell me a two-sentence story about {subject}.")
 
 
-@llm(max_tokens=24, temperature=0, stop="\n")
-async def name(story: In[str]) -> str:
-    return prompt(f"{story}\n\nGive this story a title of a few words. Write the title only.")
+@llm(max_tokens=50, temperature=0, stop="\n")
+async def shorten(story: In[str]) -> str:
+    return prompt(f"{story}\n\nRewrite this in one short sentence.")
 
 
 @program
 async def main(subject: str = "a fox who learns to swim") -> Story:
-    """A story and its title."""
+    """A story, and the same in one sentence."""
     story = write(subject)
-    title = name(story)
-    return {"title": await title, "story": await story}
+    short = shorten(story)
+    return {"story": await story, "in_short": await short}

@@ -33,7 +33,9 @@ class Person(BaseModel):
 
 @llm(system="You copy facts from a text into JSON.", max_tokens=120, temperature=0)
 async def extract(text: In[str]) -> Person:
-    return prompt(f"{text}\n\nWho is this text about? Give the name, the city and year of birth and the field.")
+    return prompt(
+        f"{text}\n\nWho is this text about? Give the name, the city of birth, the year of birth and the field."
+    )
 
 
 @program

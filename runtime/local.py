@@ -176,7 +176,8 @@ class LocalRuntime:
         if self.tokenizer is None:
             raise InvalidRequestError(f"{self.name} has no tokenizer; give token ids")
         if isinstance(prompt, str):
-            begin = [self.tokenizer.bos_token_id] if self.tokenizer.add_bos and self.tokenizer.bos_token_id else []
+            bos = self.tokenizer.bos_token_id
+            begin = (bos,) if self.tokenizer.add_bos and bos is not None else ()
             return (*begin, *self.tokenizer.encode(prompt))
         from treadle.runtime.text.chat_template import encode_chat
 
