@@ -4,8 +4,8 @@ Try `treadle run examples/best_of_n.py`, or `treadle run examples/best_of_n.py "
 
 `.n(4)` computes the prompt once; the four samples fork it. `.best(key=...)` keeps the sample that a plain function
 likes most: here it has at most ten words, and of these the most different ones. `.vote()` keeps the most frequent one,
-which needs an answer with few possible values. A model of 135M parameters writes slogans that sound like slogans and mean
-little, often longer than asked: this is what choosing is for. Its votes say what it finds likely, not what is right.
+which needs an answer with few possible values. A model of 135M parameters writes slogans that sound like slogans and
+mean little, often longer than asked: this is what choosing is for. Its votes say what it finds likely, no more.
 """
 
 from typing import Literal, TypedDict
@@ -23,7 +23,7 @@ class Campaign(TypedDict):
     mood: Mood
 
 
-@llm(max_tokens=24, temperature=0.9, top_p=0.95, seed=7, stop="\n")
+@llm(max_tokens=32, temperature=0.9, top_p=0.95, seed=7, stop="\n")
 async def slogan(subject: str) -> str:
     return prompt(f"Write an advertising slogan of at most ten words for {subject}.")
 

@@ -1,9 +1,9 @@
 """Structured extraction: a paragraph of text becomes a pydantic model.
 
 Try `treadle run examples/extract.py`, or give a text of your own:
-`treadle run examples/extract.py "Ada Lovelace was born in London in 1815."`
+`treadle run examples/extract.py "Claude Monet was born in Paris in 1840 and was a painter."`
 
-The grammar of the model's output is made from `Person`, so that what comes back always has its shape: a short name, a
+The grammar of the model's output is made from `Person`, so that what comes back always has its shape: short strings, a
 four-digit year, one of the listed fields. Whether it is true is up to the model. One of 135M parameters copies names
 and years from a short text fairly well, and guesses where the text does not say.
 """
@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field
 from treadle.dsl import In, llm, program, prompt
 
 TEXT = (
-    "Marie Curie was born in Warsaw in 1867. She moved to Paris to study physics, and there she met Pierre, with whom "
-    "she discovered polonium and radium. In 1903 she was the first woman to receive a Nobel Prize."
+    "Ada Lovelace was born in London in 1815. As a child she was often ill, and she loved mathematics. She wrote the "
+    "first program for a machine that was never built, the analytical engine of Charles Babbage."
 )
 
 Short = Annotated[str, Field(min_length=1, max_length=40)]
@@ -28,7 +28,7 @@ class Person(BaseModel):
     name: Short
     city: Short
     born_year: Annotated[int, Field(ge=1000, le=2100)]
-    field: Literal["physics", "mathematics", "art", "politics", "other"]
+    field: Literal["science", "mathematics", "art", "politics", "other"]
 
 
 @llm(system="You copy facts from a text into JSON.", max_tokens=120, temperature=0)
