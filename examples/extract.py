@@ -1,11 +1,11 @@
 """Structured extraction: a paragraph of text becomes a pydantic model.
 
 Try `treadle run examples/extract.py`, or give a text of your own:
-`treadle run examples/extract.py "Claude Monet was born in Paris in 1840 and was a painter."`
+`treadle run examples/extract.py "Ada Lovelace was born in London in 1815 and loved mathematics."`
 
 The grammar of the model's output is made from `Person`, so that what comes back always has its shape: short strings, a
 four-digit year, one of the listed fields. Whether it is true is up to the model. One of 135M parameters copies names
-and years from a short text fairly well, and guesses where the text does not say.
+and years from a short text fairly well; where it must think, as for the field, it often just guesses.
 """
 
 from typing import Annotated, Literal
@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field
 from treadle.dsl import In, llm, program, prompt
 
 TEXT = (
-    "Ada Lovelace was born in London in 1815. As a child she was often ill, and she loved mathematics. She wrote the "
-    "first program for a machine that was never built, the analytical engine of Charles Babbage."
+    "Claude Monet was born in Paris in 1840. He was a painter, and he gave a whole movement its name with a picture of a "
+    "harbour at sunrise. In his last years he hardly painted anything but the pond in his garden."
 )
 
 Short = Annotated[str, Field(min_length=1, max_length=40)]
