@@ -51,13 +51,15 @@ class Terminal:
     pid: int
     fd: int
     shown: str = ""
+    ended: bool = False
     _read_to: int = field(default=0, repr=False)
 
     def expect(self, pattern: str) -> str:
         """Reads until the pattern is shown after what was expected before; returns the text up to its end."""
         deadline = time.monotonic() + PATIENCE
         while not (found := re.search(pattern, self.shown[self._read_to :])):
-            assert time.monotonic() < deadline and self._read(), f"no {pattern!r} in {self.shown[self._read_to :]!r}"
+            left = deadline - time.monotonic()
+            assert left > 0 and self._read(left), f"no {pattern!r} in {self.shown[self._read_to :][-500:]!r}"
         text = self.shown[self._read_to : self._read_to + found.end()]
         self._read_to += found.end()
         return text
@@ -70,12 +72,32 @@ class Terminal:
         self.type("\x03")
 
     def exit_code(self) -> int:
-        while self._read():
-            pass
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._exit_code(PATIENCE, PATIENCE)
 
-    def _read(self) -> bool:
-        if not select.select([self.fd], [], [], PATIENCE)[0]:
+    def leave_with_ctrl_c(self) -> int:
+        """Ctrl-C at the prompt, again each second until it works, and the exit code.
+
+        One can be lost: Python's readline draws the prompt before it waits for input, and an interrupt between the
+        two is noticed only at the next key. It happens to a bare `input()` too, where cores are busy.
+        """
+        return self._exit_code(1.0, PATIENCE, press="\x03")
+
+    def _exit_code(self, pause: float, patience: float, press: str = "") -> int:
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            if press:
+                self.type(press)
+            until = min(deadline, time.monotonic() + pause)
+            while time.monotonic() < until:
+                self._read(0.05)
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                if pid:
+                    self.ended = True
+                    return os.waitstatus_to_exitcode(status)
+        raise AssertionError(f"it did not end; it showed {self.shown[-500:]!r}")
+
+    def _read(self, patience: float) -> bool:
+        if not select.select([self.fd], [], [], patience)[0]:
             return False
         try:
             chunk = os.read(self.fd, 4096)
@@ -100,10 +122,7 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
 
     yield run
     for session in started:
-        try:
-            if os.waitpid(session.pid, os.WNOHANG)[0] == 0:
-                os.kill(session.pid, signal.SIGKILL)
-                os.waitpid(session.pid, 0)
-        except ChildProcessError:
-            pass
+        if not session.ended:
+            os.kill(session.pid, signal.SIGKILL)
+            os.waitpid(session.pid, 0)
         os.close(session.fd)
