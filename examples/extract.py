@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field
 from treadle.dsl import In, llm, program, prompt
 
 TEXT = (
-    "Claude Monet was born in Paris in 1840. He was a painter, and he gave a whole movement its name with a picture of a "
-    "harbour at sunrise. In his last years he hardly painted anything but the pond in his garden."
+    "Claude Monet was born in Paris in 1840. He was a painter; a whole movement of art has its name from a picture "
+    "of his, of a harbour at sunrise. In his last years he hardly painted anything but the pond in his garden."
 )
 
 Short = Annotated[str, Field(min_length=1, max_length=40)]
