@@ -34,7 +34,7 @@ class LLMOptions:
         max_tokens: Most tokens to generate.
         temperature: 0 chooses the most likely token.
         top_p: Keep the smallest set of tokens whose probabilities reach this sum.
-        seed: Makes the call repeatable. Sample i of a fan-out uses seed + i.
+        seed: The same seed gives the same noise, whatever else runs. Sample i of a fan-out uses seed + i.
         system: Text of a system message before the prompt.
         stop: Strings that end the call.
         retries: How often to ask again when the output does not parse or validate.

@@ -107,6 +107,11 @@ class LocalRuntime:
         """The programs opened last, the oldest first, those that have ended included."""
         return self._executor.programs if self._executor is not None else ()
 
+    async def end_programs(self) -> None:
+        """Ends the programs that are still open, as that of a call outside of any scope is for a moment."""
+        if self._executor is not None:
+            await self._executor.close()
+
     @property
     def tokens_generated(self) -> int:
         """Tokens that all calls have generated so far."""

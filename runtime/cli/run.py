@@ -53,6 +53,7 @@ def run_workflow(args: argparse.Namespace, workflow: Workflow, arguments: Sequen
         with watching(runtime, quiet=args.json):
             try:
                 result = runner.run(workflow(*arguments))
+                runner.run(runtime.end_programs())
             except DSLError as error:
                 print(f"treadle: error: {error}", file=sys.stderr)
                 return 1

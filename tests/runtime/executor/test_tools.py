@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import threading
@@ -218,3 +219,20 @@ async def test_the_first_tool_starts_before_its_turn_ends_and_the_next_turn_pref
     first_length = int(first_prompt.reason.split(", ")[1].split()[0].split("/")[1])
     generated = len(turns[0].output.token_ids)
     assert known >= first_length + generated - 1, "all but the last generated token was computed in the turn before"
+
+
+async def test_a_workflow_without_a_program_has_an_account_too(tmp_path):
+    script = tmp_path / "single.py"
+    script.write_text(
+        "from treadle.dsl import llm, prompt\n"
+        "@llm(max_tokens=5)\n"
+        "async def greet(name: str) -> str:\n"
+        "    return prompt(f'Greet {name}.')\n"
+        "async def main(name: str = 'Ada') -> str:\n"
+        "    return await greet(name)\n"
+    )
+    command = [Path(sys.executable).parent / "treadle", "run", str(script), "Bob", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    (account,) = [entry["account"] for entry in json.loads(done.stdout)["programs"]]
+    assert account["calls"] == 1
