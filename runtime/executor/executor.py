@@ -20,7 +20,7 @@ from treadle.runtime.executor.account import Account
 from treadle.runtime.executor.calls import CallRunner
 from treadle.runtime.executor.threads import ToolThreads
 from treadle.runtime.text.tokenizer import Tokenizer
-from treadle.scheduler import DeclareNode, OpenProgram, Resume, Wait
+from treadle.scheduler import DeclareNode, OpenProgram, ProgramEnded, Resume, Wait
 
 MAX_PROGRAMS = 1024
 MAX_RESULT_BYTES = 256 * 1024
@@ -77,12 +77,15 @@ class Executor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._open.pop(program.id, None)
-        self._closed_one.set()
         try:
-            ended = await self._session.end_program(program.id)
+            program.account = self._account(program, await self._session.end_program(program.id))
         except EngineClosedError:
             return  # there is no engine left to give an account
+        finally:
+            self._open.pop(program.id, None)
+            self._closed_one.set()
+
+    def _account(self, program: Program, ended: ProgramEnded) -> Account:
         nodes = [node for node in program.graph.nodes() if node.program is program]
         tools = [node for node in nodes if isinstance(node, ToolNode) and node.started_at is not None]
         leads = [
@@ -90,7 +93,7 @@ class Executor:
             for node in tools
             if node.started_at is not None and node.caller is not None and node.caller.finished_at is not None
         ]
-        program.account = Account.of(ended, len(tools), max([0.0, *leads]))
+        return Account.of(ended, len(tools), max([0.0, *leads]))
 
     async def close(self) -> None:
         """Ends every program that is still open."""
