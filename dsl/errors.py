@@ -39,7 +39,35 @@ class PromptError(DSLError, ValueError):
 
 
 class OutputError(DSLError, ValueError):
-    """What the model wrote, or a body returned, is not of the declared type."""
+    """What the model wrote, or a body returned, is not of the declared type.
+
+    Attributes:
+        reason: What is wrong, as the model is told when it is asked again: without the place in the workflow.
+    """
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        self.reason = reason or message
+        super().__init__(message)
+
+
+class SchemaViolation(OutputError):
+    """What the model wrote does not satisfy a keyword of the schema that decoding cannot enforce.
+
+    Attributes:
+        keyword: Of JSON Schema, such as `uniqueItems`.
+        path: JSON pointer to the offending part of the output; empty for the whole.
+        value: That part.
+    """
+
+    def __init__(self, message: str, reason: str, keyword: str, path: str, value: object) -> None:
+        self.keyword = keyword
+        self.path = path
+        self.value = value
+        super().__init__(message, reason)
+
+
+class OutputCutOff(OutputError):
+    """A typed output reached `max_tokens` before it was complete. It is not asked for again."""
 
 
 class ToolError(DSLError):

@@ -37,7 +37,7 @@ class TurnOptions(TypedDict, total=False):
     top_p: float | None
     seed: int | None
     stop: str | Sequence[str]
-    retries: int
+    retries: int | None
     timeout: Duration | None
     strict: bool
 
@@ -58,6 +58,9 @@ def with_options(options: LLMOptions, changes: CallOptions | TurnOptions) -> LLM
         values["stop"] = (values["stop"],) if isinstance(values["stop"], str) else tuple(values["stop"])
     if values.get("timeout") is not None:
         values["timeout"] = seconds(values["timeout"])
+    for name, least in (("retries", 0), ("max_tokens", 1)):
+        if values.get(name) is not None and values[name] < least:
+            raise DSLError(f"{caller()}: {name} is {values[name]}; it must be at least {least}")
     return replace(options, **values)
 
 

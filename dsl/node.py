@@ -37,10 +37,12 @@ class LLMOptions:
         seed: The same seed gives the same noise, whatever else runs. Sample i of a fan-out uses seed + i.
         system: Text of a system message before the prompt.
         stop: Strings that end the call.
-        retries: How often to ask again when the output does not parse or validate.
-        timeout: Seconds for the whole call.
-        strict: A part of the output schema that decoding cannot enforce is an error; if False, it is checked
-            afterwards, with `retries`.
+        retries: How often to ask again when the output does not fit its type. Each time the model is shown what it
+            wrote and what is wrong with it, and the seed is another. None: twice if decoding cannot enforce all of the
+            type's schema, else never.
+        timeout: Seconds for the whole call, retries included.
+        strict: A keyword of the schema that decoding cannot enforce is an error before anything is generated. If
+            False, what was generated is validated against it, with `retries`.
         tools: That the model may call; of a conversation only.
     """
 
@@ -51,9 +53,9 @@ class LLMOptions:
     seed: int | None = None
     system: str | None = None
     stop: tuple[str, ...] = ()
-    retries: int = 0
+    retries: int | None = None
     timeout: float | None = None
-    strict: bool = True
+    strict: bool = False
     tools: tuple[Tool[..., Any], ...] = ()
 
 
@@ -211,7 +213,7 @@ class CallNode(Node):
         """The value of what the model wrote. Raises `OutputError`, readable by the model, if it does not fit."""
         return self._parse(text)
 
-    def on_tool_call(self, index: int, name: str, arguments: str) -> Var[Any] | None:
+    def on_tool_call(self, index: int, name: str, arguments: str, wrong: str | None = None) -> Var[Any] | None:
         """Takes a tool call of this turn, as soon as its arguments are complete; see `turn.ChatNode`."""
         raise AssertionError(f"{self} has no tools")
 

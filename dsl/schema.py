@@ -68,7 +68,8 @@ def output_type(annotation: Any, where: str) -> OutputType:
         try:
             return adapter.validate_json(text)
         except ValidationError as error:
-            raise OutputError(f"{where}: the output does not fit {_name(annotation)}: {explain(error)}") from error
+            reason = f"the output does not fit {_name(annotation)}: {explain(error)}"
+            raise OutputError(f"{where}: {reason}", reason) from error
 
     if annotation is str:
         return OutputType(str, None, None, str, check)

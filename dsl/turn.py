@@ -79,9 +79,10 @@ class ChatNode(CallNode):
     async def _prompt(self, node: CallNode) -> Prompt:
         return Prompt(self.messages)
 
-    def on_tool_call(self, index: int, name: str, arguments: str) -> Var[Any] | None:
+    def on_tool_call(self, index: int, name: str, arguments: str, wrong: str | None = None) -> Var[Any] | None:
         """Takes the call number `index` of this turn, once its arguments (JSON text) are complete.
 
+        `wrong` says what the backend found wrong with the arguments, beyond what the tool itself checks.
         Returns its result, if the tool was started, or the message to the model, if the call is not one that can run
         (no such tool, or arguments that do not fit). Returns None if the tool is to start later: one with
         `effects="once"` when the turn is complete, all when the workflow said that it runs the tools itself. Telling
@@ -96,6 +97,8 @@ class ChatNode(CallNode):
             if tool is None:
                 names = ", ".join(tool.name for tool in self.options.tools)
                 raise ToolArgumentsError(f"there is no tool {name!r}; the tools are: {names}")
+            if wrong is not None:
+                raise ToolArgumentsError(f"wrong arguments for {name}: {wrong}")
             node.arguments = tool.validate(arguments)
         except ToolArgumentsError as error:
             node.output.fail(error)

@@ -117,10 +117,11 @@ class SchemaDocument:
         except RecursionError:
             raise InvalidSchemaError(pointer, "its references go round in a circle. Break it.") from None
 
-    def errors(self, value: object) -> Iterator[ValidationError]:
+    def errors(self, value: object, *, formats: bool = False) -> Iterator[ValidationError]:
         """What is wrong with a value. Raises `InvalidSchemaError` for endless references."""
+        checker = self._dialect.FORMAT_CHECKER if formats else None
         try:
-            yield from self._validator.iter_errors(value)
+            yield from self._validator.evolve(format_checker=checker).iter_errors(value)
         except RecursionError:
             raise InvalidSchemaError("", "its references go round in a circle. Break it.") from None
 

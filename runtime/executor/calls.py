@@ -10,13 +10,15 @@ from contextlib import aclosing
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from treadle.dsl.errors import BudgetExceeded, DSLError, OutputError
+from treadle.dsl.errors import BudgetExceeded, DSLError, OutputCutOff, OutputError
 from treadle.dsl.node import CallNode, Node
 from treadle.dsl.program import Program
+from treadle.dsl.schema import OutputTypeError
 from treadle.dsl.var import Var
 from treadle.grammar import (
     Choice,
     Constraint,
+    GrammarError,
     JSONSchema,
     ToolSpec,
     ToolTurn,
@@ -27,6 +29,7 @@ from treadle.grammar import (
 from treadle.grammar.compiler import Compiler
 from treadle.runtime.engine.session import CallStream, Session
 from treadle.runtime.errors import InvalidRequestError
+from treadle.runtime.executor.outputs import OutputCheck
 from treadle.runtime.executor.prompts import Part, PromptEncoder, Recorded, Turn
 from treadle.runtime.text.tokenizer import Tokenizer
 from treadle.scheduler import AppendPrompt, CallFinished, SamplingParams, SubmitCall
@@ -60,16 +63,25 @@ class CallRunner:
                 return
             tools = node.options.tools
             turns = self._prompts.turns(prompt.messages, tools)
-            constraint = await self._compiled(node)
-            for attempt in range(node.options.retries + 1):
+            constraint, check = await self._compiled(node)
+            failure: OutputError | None = None
+            for attempt in range(check.retries + 1):
                 parts = self._prompts.encode(turns, tools)
-                text, token_ids, reason = await self._generate(node, parts, constraint, attempt)
                 try:
-                    value = self._value(node, text, reason)
-                except OutputError as error:
-                    if attempt == node.options.retries:
+                    text, token_ids, reason = await self._generate(node, parts, constraint, attempt, check)
+                except InvalidRequestError as refused:
+                    if failure is None:
                         raise
-                    correction = f"That does not fit: {error}\nAnswer again."
+                    raise failure from refused  # with the correction, the prompt does not fit the context any more
+                try:
+                    value = self._value(node, text, reason, check)
+                except OutputCutOff:
+                    raise
+                except OutputError as error:
+                    if attempt == check.retries:
+                        raise
+                    failure = error
+                    correction = f"That is not right: {error.reason}\nAnswer again, and correct it."
                     turns = [*turns, Turn("assistant", [Recorded(token_ids)]), Turn("user", [correction])]
                 else:
                     node.output.resolve(value, token_ids, text)
@@ -98,16 +110,22 @@ class CallRunner:
             used = usage.cached + usage.prefilled + usage.decoded
             self._spent[program] = self._spent.get(program, 0) + used
 
-    async def _compiled(self, node: CallNode) -> str | None:
-        """The node's constraint in wire form; the grammar is in the compiler's cache from now on."""
+    async def _compiled(self, node: CallNode) -> tuple[str | None, OutputCheck]:
+        """The node's constraint in wire form, and the check of what it leaves open.
+
+        The grammar is in the compiler's cache from now on. Raises `OutputTypeError` for a schema that is refused.
+        """
         constraint = constraint_of(node)
         if constraint is None:
-            return None
-        await self._compiler.compile_async(constraint)
-        return constraint_to_json(constraint)
+            return None, OutputCheck(node, ())
+        try:
+            grammar = await self._compiler.compile_async(constraint)
+        except GrammarError as error:
+            raise OutputTypeError(f"{node}: {error}") from error
+        return constraint_to_json(constraint), OutputCheck(node, grammar.unenforced)
 
     async def _generate(
-        self, node: CallNode, parts: Sequence[Part], constraint: str | None, attempt: int
+        self, node: CallNode, parts: Sequence[Part], constraint: str | None, attempt: int, check: OutputCheck
     ) -> tuple[str, tuple[int, ...], str]:
         """One call of the engine: its text but for tool calls, the ids but for the stop token, and why it ended."""
         if node.fork_of is not None and not attempt:
@@ -115,7 +133,7 @@ class CallRunner:
         stream = self._submit(node, parts, constraint, attempt)
         is_open = _first_hole(parts) is not None
         feeder = asyncio.create_task(self._feed(node, stream, parts)) if is_open else None
-        calls = _ToolCalls(node) if node.options.tools else None
+        calls = _ToolCalls(node, check) if node.options.tools else None
         text = ""
         token_ids: tuple[int, ...] = ()
         try:
@@ -124,7 +142,7 @@ class CallRunner:
                 text, token_ids = text + tokens.text, token_ids + ids
                 if calls is not None:
                     calls.push(tokens.text)
-                elif node.options.retries == 0:
+                elif check.is_final:
                     node.output.push(tokens.text, ids)
             assert stream.finished is not None
             self._spend(node, stream.finished)
@@ -243,20 +261,21 @@ class CallRunner:
             stop_token_ids=self._tokenizer.eos_token_ids,
         )
 
-    def _value(self, node: CallNode, text: str, reason: str) -> Any:
+    def _value(self, node: CallNode, text: str, reason: str, check: OutputCheck) -> Any:
         if reason == "length" and (node.output_schema is not None or node.output_choices is not None):
             limit = node.options.max_tokens or DEFAULT_MAX_TOKENS
-            raise OutputError(f"{node}: the output was cut off after {limit} tokens; give a larger max_tokens")
+            raise OutputCutOff(f"{node}: the output was cut off after {limit} tokens; give a larger max_tokens")
         if reason == "aborted":
             raise DSLError(f"{node}: the call was aborted in the engine")
-        return node.parse(text)
+        return check.value(text)
 
 
 class _ToolCalls:
     """Hands the tool calls of a turn to its node, each as soon as its text is complete, and keeps the other text."""
 
-    def __init__(self, node: CallNode) -> None:
+    def __init__(self, node: CallNode, check: OutputCheck) -> None:
         self._node = node
+        self._check = check
         self._stream = TurnStream()
         self._content = ""
 
@@ -272,7 +291,8 @@ class _ToolCalls:
     def _take(self, delta: TurnDelta) -> None:
         self._content += delta.content
         for call in delta.calls:
-            self._node.on_tool_call(call.index, call.name, call.arguments)
+            wrong = self._check.wrong_arguments(call.name, call.arguments)
+            self._node.on_tool_call(call.index, call.name, call.arguments, wrong)
 
 
 def constraint_of(node: CallNode) -> Constraint | None:

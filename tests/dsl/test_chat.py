@@ -1,8 +1,10 @@
 """Conversations: turns that extend one another, tools that run beside them."""
 
 import asyncio
+from typing import Annotated
 
 import pytest
+from pydantic import Field
 from support.fake_backend import Reply, eventually
 from support.flows import Review, double, fail, write
 
@@ -152,6 +154,21 @@ async def test_a_call_that_fails_tells_the_model_and_is_seen_in_the_graph(backen
         assert node.state == "failed" and type(node.error).__name__ == error
         assert node in backend.started
         assert node.output.error is None
+
+
+async def test_arguments_that_break_what_no_grammar_enforces_are_told_to_the_model(backend):
+    ran = []
+
+    @tool(effects="read")
+    def total(numbers: Annotated[list[int], Field(json_schema_extra={"uniqueItems": True})]) -> int:
+        ran.append(numbers)
+        return sum(numbers)
+
+    backend.model = script(calls(("total", '{"numbers": [1, 1]}')), calls(("total", '{"numbers": [1, 2]}')), "three")
+    async with program("agent"):
+        assert await Chat(tools=[total]).ask("go") == "three"
+        assert "Error: wrong arguments for total: 'uniqueItems' at /numbers does not hold" in backend.prompts[-1]
+    assert ran == [[1, 2]]
 
 
 async def test_a_backend_may_tell_a_call_again_without_effect(backend):

@@ -11,7 +11,7 @@ from support.flows import Review, review, write
 from typing_extensions import TypedDict
 
 from treadle.dsl import In, llm, program, prompt
-from treadle.dsl.errors import DSLError, OutputError, PromptError
+from treadle.dsl.errors import DSLError, OutputError, PromptError, SchemaViolation
 from treadle.dsl.node import LLMOptions
 from treadle.dsl.schema import OutputTypeError, output_type
 
@@ -137,6 +137,28 @@ async def test_output_that_does_not_fit_is_an_error_after_the_retries(backend):
         with pytest.raises(OutputError, match=r"does not fit Review: score: .*\(got 'high'\)"):
             await review("text")
         assert await review.using(retries=1)("text") == Review(score=2)
+
+
+class Numbers(BaseModel):
+    even: Annotated[list[int], Field(json_schema_extra={"uniqueItems": True})]
+
+
+@llm
+async def numbers(text: str) -> Numbers:
+    return prompt(text)
+
+
+async def test_what_no_grammar_enforces_is_asked_for_again_twice(backend):
+    backend.model = lambda text: '{"even":[2,2]}'
+    async with program("p"):
+        with pytest.raises(SchemaViolation, match=r"numbers.*'uniqueItems' at /even does not hold: \[2, 2\]") as caught:
+            await numbers("text")
+        assert (caught.value.keyword, caught.value.path, caught.value.value) == ("uniqueItems", "/even", [2, 2])
+        assert len(backend.prompts) == len(set(backend.prompts)) == 3
+        with pytest.raises(OutputTypeError, match="'uniqueItems' at /properties/even/uniqueItems cannot be enforced"):
+            await numbers.using(strict=True)("text")
+        backend.model = lambda text: '{"even":[2,4]}' if "not right" in text else '{"even":[2,2]}'
+        assert await numbers("text") == Numbers(even=[2, 4])
 
 
 async def test_a_body_that_raises_fails_the_call_with_its_own_error():

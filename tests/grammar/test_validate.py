@@ -29,8 +29,14 @@ def test_an_error_is_one_line_of_bounded_length_and_so_is_their_number():
     assert len(lines) == 8 and all("\n" not in line and len(line) < 400 for line in lines)
 
 
-def test_formats_are_not_checked():
-    assert Validator('{"format":"date"}').errors("no date") == []
+def test_formats_are_checked_only_if_asked_for():
+    assert Validator('{"format":"ipv4"}').errors("no address") == []
+    assert Validator('{"format":"ipv4"}', formats=True).errors("no address") == ["'no address' is not a 'ipv4'"]
+
+
+def test_a_violation_has_keyword_pointer_and_value():
+    (found,) = Validator('{"items":{"items":{"multipleOf":2}}}').violations([[2], [4, 3]])
+    assert (found.keyword, found.pointer, found.value) == ("multipleOf", "/1/1", 3)
 
 
 def test_the_dialect_is_that_of_the_schema():

@@ -2,12 +2,17 @@
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from treadle.dsl.errors import OutputError, ToolTimeout
 from treadle.dsl.node import CallNode, ToolNode
+from treadle.dsl.schema import OutputTypeError
+from treadle.grammar import GrammarError, ToolSpec
+from treadle.grammar.sources import call_source, schema_source
+from treadle.runtime.executor.outputs import OutputCheck
 
 
 @dataclass(frozen=True)
@@ -80,16 +85,31 @@ class FakeBackend:
             lines.append(f"{message.role}: {''.join(parts)}")
         text = "\n".join(lines)
         node.begin()
-        self.prompts.append(text)
-        for attempt in range(node.options.retries + 1):
+        check = OutputCheck(node, self._unenforced(node))
+        for attempt in range(check.retries + 1):
+            self.prompts.append(text)
             try:
-                await self._generate(node, text)
+                await self._generate(node, text, check)
                 return
-            except OutputError:
-                if attempt == node.options.retries:
+            except OutputError as error:
+                if attempt == check.retries:
                     raise
+                text += f"\nuser: not right: {error.reason}"
 
-    async def _generate(self, node: CallNode, text: str) -> None:
+    def _unenforced(self, node: CallNode) -> list[str]:
+        """What a grammar would leave open, as the pointers of `Grammar.unenforced`."""
+        found = []
+        for index, tool in enumerate(node.options.tools):
+            spec = ToolSpec(tool.name, parameters=json.dumps(tool.parameters))
+            found += [f"/tools/{index}/parameters{p}" for p in call_source(spec, closing=True).unenforced]
+        if node.output_schema is not None:
+            try:
+                found += schema_source(json.dumps(node.output_schema), node.options.strict).unenforced
+            except GrammarError as error:
+                raise OutputTypeError(f"{node}: {error}") from error
+        return found
+
+    async def _generate(self, node: CallNode, text: str, check: OutputCheck) -> None:
         reply = self.model(text)
         if hasattr(reply, "__await__"):
             reply = await reply
@@ -97,13 +117,13 @@ class FakeBackend:
             raise reply
         reply = Reply(reply) if isinstance(reply, str) else reply
         for index, (name, arguments) in enumerate(reply.calls):
-            node.on_tool_call(index, name, arguments)
+            node.on_tool_call(index, name, arguments, check.wrong_arguments(name, arguments))
         await asyncio.sleep(reply.seconds)
-        if node.output_schema is None:
+        if check.is_final and node.output_schema is None:
             for word in reply.text.split(" "):
                 node.output.push(word if word == reply.text.split(" ")[0] else f" {word}", (len(word),))
                 await asyncio.sleep(0)
-        value = node.parse(reply.text)
+        value = check.value(reply.text)
         node.output.resolve(value, tuple(len(word) for word in reply.text.split(" ")), reply.text)
 
     async def _tool(self, node: ToolNode) -> None:
