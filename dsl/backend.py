@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
@@ -56,7 +56,10 @@ def use_backend(backend: Backend) -> Iterator[None]:
     try:
         yield
     finally:
-        _BACKEND.reset(token)
+        # Left in another context than it was entered in, as when a loop that ends closes what was left open: there it
+        # was never set.
+        with suppress(ValueError):
+            _BACKEND.reset(token)
 
 
 def current_backend() -> Backend:

@@ -85,6 +85,8 @@ class Program:
         self._numbers: itertools.count[int] = parent._numbers if parent else itertools.count(1)
         self._groups: itertools.count[int] = parent._groups if parent else itertools.count(1)
         self._task: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._closed = False
         if parent:
             parent.children.append(self)
 
@@ -163,12 +165,16 @@ class Program:
     async def close(self, error: BaseException | None = None) -> None:
         """Cancels what still runs, here and in the programs inside, and returns when it has ended.
 
-        A cancellation that comes meanwhile is raised at the end.
+        A cancellation that comes meanwhile is raised at the end. Closing again waits for the end too, and begins once
+        more if the first attempt was cut short, as by the end of its event loop.
         """
-        if self.ended:
+        if self._closed:
             return
         self.ended = True
-        closing = asyncio.ensure_future(self._close(error))
+        begins = self._closing is None or self._closing.done()
+        if self._closing is None or begins:
+            self._closing = asyncio.ensure_future(self._close(error))
+        closing = self._closing
         cancelled: asyncio.CancelledError | None = None
         while not closing.done():
             try:
@@ -178,10 +184,12 @@ class Program:
                     raise
                 cancelled = cancellation
             except BaseException:
-                break
+                if not closing.done():
+                    raise
         if cancelled is not None:
             raise cancelled
-        closing.result()
+        if begins:
+            closing.result()
 
     async def _close(self, error: BaseException | None) -> None:
         reason = (
@@ -196,6 +204,7 @@ class Program:
             self.backend.cancel(node)
         if self._opened:
             await self.backend.close_program(self, error)
+        self._closed = True
 
     def run_implicitly(self) -> None:
         """Opens it in a task of its own, which closes it when nothing of it runs any more."""

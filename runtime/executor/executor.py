@@ -47,13 +47,12 @@ class Executor:
         self._limits: dict[Any, asyncio.Semaphore] = {}
         self._tasks: dict[Node, asyncio.Task[None]] = {}
         self._open: dict[str, Program] = {}
-        self._closed_one = asyncio.Event()
 
     async def open_program(self, program: Program) -> None:
         """Tells the scheduler that the program begins."""
+        self._session.send(OpenProgram(program.id, program.name, program.tenant))
         self.programs.append(program)
         self._open[program.id] = program
-        self._session.send(OpenProgram(program.id, program.name, program.tenant))
 
     def start(self, node: Node) -> None:
         """Declares a node and, unless it resolves itself, begins to work on it."""
@@ -83,7 +82,6 @@ class Executor:
             return  # there is no engine left to give an account
         finally:
             self._open.pop(program.id, None)
-            self._closed_one.set()
 
     def _account(self, program: Program, ended: ProgramEnded) -> Account:
         nodes = [node for node in program.graph.nodes() if node.program is program]
@@ -97,11 +95,10 @@ class Executor:
 
     async def close(self) -> None:
         """Ends every program that is still open."""
-        for program in list(self._open.values()):
+        while self._open:
+            program_id, program = next(iter(self._open.items()))
             await program.close()
-        while self._open:  # those that somebody else is closing
-            self._closed_one.clear()
-            await self._closed_one.wait()
+            self._open.pop(program_id, None)
 
     def _declare(self, node: Node) -> None:
         inputs = tuple(source.id for source in node.inputs if source.program is node.program)
