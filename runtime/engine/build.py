@@ -54,7 +54,8 @@ def build_engine(checkpoint: Checkpoint, tokenizer: Tokenizer | None, config: En
     except ValueError as error:
         raise InvalidRequestError(str(error)) from None
     state = DeviceState(model, dtype, num_pages, config.page_size, config.num_slots, scheduler.limits.max_context)
-    runner = Runner(load_decoder(checkpoint, dtype, device.torch_device), state, device)
+    decoder = load_decoder(checkpoint, dtype, device.torch_device, packed_weights=config.packed_weights)
+    runner = Runner(decoder, state, device)
     overlap = device.runs_ahead if config.overlap is None else config.overlap
     compiler = build_compiler(tokenizer, model.vocab_size) if tokenizer is not None else None
     return Engine(scheduler, runner, tokenizer, compiler, time.perf_counter, overlap=overlap)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from treadle.kernels import reference as ops
+from treadle.kernels.linear import Linear
 from treadle.runtime.models.checkpoint import Checkpoint
 from treadle.runtime.models.config import ModelConfig
 from treadle.runtime.models.rope import Rope
@@ -31,23 +32,19 @@ class Layer:
     """The weights of one layer. Query, key and value projections are one matrix, and so are gate and up."""
 
     attention_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
+    qkv: Linear
     q_norm: Tensor | None
     k_norm: Tensor | None
-    o: Tensor
-    o_bias: Tensor | None
+    o: Linear
     mlp_norm: Tensor
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
+    gate_up: Linear
+    down: Linear
 
 
 class Decoder:
     """Turns token ids into logits. Weights stay as they are; keys and values live behind `Attention`."""
 
-    def __init__(self, config: ModelConfig, embedding: Tensor, layers: list[Layer], norm: Tensor, head: Tensor) -> None:
+    def __init__(self, config: ModelConfig, embedding: Tensor, layers: list[Layer], norm: Tensor, head: Linear) -> None:
         self.config = config
         self.dtype = embedding.dtype
         self.device = embedding.device
@@ -75,15 +72,14 @@ class Decoder:
             h = ops.rms_norm(x, layer.attention_norm, eps)
             x = x + self._attend(index, layer, h, cos, sin, attention)
             h = ops.rms_norm(x, layer.mlp_norm, eps)
-            h = ops.swiglu(F.linear(h, layer.gate_up, layer.gate_up_bias))
-            x = x + F.linear(h, layer.down, layer.down_bias)
+            x = x + layer.down(ops.swiglu(layer.gate_up(h)))
         x = ops.rms_norm(x[wanted], self._norm, eps)
-        return F.linear(x, self._head).float()
+        return self._head.in_float32(x)
 
     def _attend(self, index: int, layer: Layer, h: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
         config = self.config
         heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
-        qkv = F.linear(h, layer.qkv, layer.qkv_bias).view(-1, heads + 2 * kv_heads, size)
+        qkv = layer.qkv(h).view(-1, heads + 2 * kv_heads, size)
         qk, v = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
         if layer.q_norm is not None and layer.k_norm is not None:
             q = ops.rms_norm(qk[:, :heads], layer.q_norm, config.rms_norm_eps)
@@ -91,37 +87,40 @@ class Decoder:
             qk = torch.cat((q, k), 1)
         qk = ops.apply_rope(qk, cos, sin)
         out = attention(index, qk[:, :heads], qk[:, heads:], v)
-        return F.linear(out.reshape(-1, heads * size), layer.o, layer.o_bias)
+        return layer.o(out.reshape(-1, heads * size))
 
 
-def load_decoder(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Decoder:
-    """Reads all weights of a checkpoint into a decoder. Raises `CorruptModelError` for what is missing or damaged."""
+def load_decoder(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, packed_weights: bool = True
+) -> Decoder:
+    """Reads all weights of a checkpoint into a decoder. Raises `CorruptModelError` for what is missing or damaged.
+
+    `packed_weights` keeps the matrices in the layout that the processor multiplies fastest, where there is one.
+    """
     config = checkpoint.config
 
     def read(*names: str) -> Tensor:
         parts = [checkpoint.tensor(name).to(dtype) for name in names]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous().to(device)
 
+    def linear(*names: str, bias: bool) -> Linear:
+        weights, biases = ([f"{name}.{kind}" for name in names] for kind in ("weight", "bias"))
+        return Linear(read(*weights), read(*biases) if bias else None, packed=packed_weights)
+
     def layer(prefix: str) -> Layer:
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-        qkv = [f"{attention}.{x}_proj" for x in "qkv"]
-        gate_up = [f"{mlp}.gate_proj", f"{mlp}.up_proj"]
         return Layer(
             attention_norm=read(f"{prefix}.input_layernorm.weight"),
-            qkv=read(*(f"{name}.weight" for name in qkv)),
-            qkv_bias=read(*(f"{name}.bias" for name in qkv)) if config.qkv_bias else None,
+            qkv=linear(*(f"{attention}.{x}_proj" for x in "qkv"), bias=config.qkv_bias),
             q_norm=read(f"{attention}.q_norm.weight") if config.qk_norm else None,
             k_norm=read(f"{attention}.k_norm.weight") if config.qk_norm else None,
-            o=read(f"{attention}.o_proj.weight"),
-            o_bias=read(f"{attention}.o_proj.bias") if config.o_bias else None,
+            o=linear(f"{attention}.o_proj", bias=config.o_bias),
             mlp_norm=read(f"{prefix}.post_attention_layernorm.weight"),
-            gate_up=read(*(f"{name}.weight" for name in gate_up)),
-            gate_up_bias=read(*(f"{name}.bias" for name in gate_up)) if config.mlp_bias else None,
-            down=read(f"{mlp}.down_proj.weight"),
-            down_bias=read(f"{mlp}.down_proj.bias") if config.mlp_bias else None,
+            gate_up=linear(f"{mlp}.gate_proj", f"{mlp}.up_proj", bias=config.mlp_bias),
+            down=linear(f"{mlp}.down_proj", bias=config.mlp_bias),
         )
 
     embedding = read("model.embed_tokens.weight")
     layers = [layer(f"model.layers.{index}") for index in range(config.num_layers)]
     head = embedding if config.tied_embeddings else read("lm_head.weight")
-    return Decoder(config, embedding, layers, read("model.norm.weight"), head)
+    return Decoder(config, embedding, layers, read("model.norm.weight"), Linear(head, packed=packed_weights))

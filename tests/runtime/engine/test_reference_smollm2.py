@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.engines import GREEDY, Bench
@@ -12,6 +14,7 @@ from treadle.runtime.config import cache_dir
 from treadle.runtime.engine.build import build_engine
 from treadle.runtime.engine.config import EngineConfig
 from treadle.runtime.models import open_checkpoint, resolve
+from treadle.runtime.text.chat_template import encode_chat
 from treadle.runtime.text.tokenizer import load_tokenizer
 
 MAX_TOKENS = 32
@@ -50,14 +53,39 @@ def test_token_equal_on_prompts_of_mixed_length_and_script(checkpoint, tokenizer
     assert agreement.ties <= agreement.positions // 100
 
 
-def test_bfloat16_answers_like_float32(checkpoint, tokenizer):
+def ask(bench, tokenizer, call_id, question, max_tokens=40):
+    """A greedy answer, with the two best logprobs of each position."""
+    prompt = encode_chat(tokenizer, [{"role": "user", "content": question}])
+    bench.submit(call_id, prompt, replace(GREEDY, stop_token_ids=tokenizer.eos_token_ids), max_tokens=max_tokens)
+    return bench.run()[call_id]
+
+
+@pytest.mark.parametrize("packed_weights", [True, False])
+def test_bfloat16_answers_like_float32(checkpoint, tokenizer, packed_weights):
     """Not token-equal, by design; but the best token of float32 is the best of bfloat16 nearly always."""
-    engine = build_engine(checkpoint, tokenizer, EngineConfig(dtype="bfloat16", num_pages=512))
+    config = EngineConfig(dtype="bfloat16", num_pages=512, packed_weights=packed_weights)
+    engine = build_engine(checkpoint, tokenizer, config)
     assert engine.runner.decoder.dtype is torch.bfloat16
-    bench = Bench(engine=engine)
-    prompt = tokenizer.chat_template.render([{"role": "user", "content": "What is the capital of France?"}])
-    params = type(GREEDY)(temperature=0.0, stop_token_ids=tokenizer.eos_token_ids)
-    bench.submit("call", tokenizer.encode(prompt, special=True), params, max_tokens=40)
-    outcome = bench.run()["call"]
+    outcome = ask(Bench(engine=engine), tokenizer, "call", "What is the capital of France?")
     assert outcome.text == "The capital of France is Paris."
     assert outcome.end.reason == "stop"
+
+
+@pytest.mark.parametrize("before", ["Tell me a joke.", "What is 2+2?", "What is the capital of Germany?"])
+def test_a_cached_prefix_does_not_change_the_answer_in_bfloat16(checkpoint, tokenizer, before):
+    """With logits rounded to bfloat16 the first token was a tie, and a cached page turned it."""
+    bench = Bench(engine=build_engine(checkpoint, tokenizer, EngineConfig(dtype="bfloat16", num_pages=512)))
+    ask(bench, tokenizer, "before", before, max_tokens=4)
+    outcome = ask(bench, tokenizer, "call", "What is the capital of France?")
+    assert outcome.end.usage.cached > 0
+    assert outcome.text == "The capital of France is Paris."
+
+
+def test_the_two_best_tokens_never_tie_in_bfloat16(checkpoint, tokenizer):
+    bench = Bench(engine=build_engine(checkpoint, tokenizer, EngineConfig(dtype="bfloat16", num_pages=1024)))
+    for index, text in enumerate(PROMPTS):
+        bench.submit(f"call {index}", tokenizer.encode(text), max_tokens=MAX_TOKENS)
+    outcomes = bench.run().values()
+    gaps = [outcome.gap(index) for outcome in outcomes for index in range(len(outcome.token_ids))]
+    assert len(gaps) == len(PROMPTS) * MAX_TOKENS
+    assert min(gaps) > 0
