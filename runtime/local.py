@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -13,11 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from treadle.dsl import Program, use_backend
 from treadle.dsl.node import Node
-from treadle.runtime.config import cache_dir
 from treadle.runtime.engine.config import EngineConfig
-from treadle.runtime.errors import InvalidRequestError, ModelNotFoundError
+from treadle.runtime.errors import InvalidRequestError
+from treadle.runtime.loading import Check, StoppableCheckpoint, fetch_if_missing, load_in_thread, open_model
 from treadle.runtime.models.config import ModelConfig
-from treadle.runtime.models.registry import resolve
 from treadle.scheduler import FinishReason, SamplingParams, SubmitCall, TokenLogprob, Usage
 
 if TYPE_CHECKING:
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from treadle.runtime.engine.client import ThreadedEngine
     from treadle.runtime.engine.session import CallStream, Session
     from treadle.runtime.executor.executor import Executor
-    from treadle.runtime.models.checkpoint import Checkpoint
     from treadle.runtime.text.tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -101,6 +98,12 @@ class LocalRuntime:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+
+    def close_engine(self) -> None:
+        """Ends the engine of a runtime whose scope was never entered."""
+        if self._compiler is not None:
+            self._compiler.close()
+        self._engine.close()
 
     @property
     def programs(self) -> Sequence[Program]:
@@ -233,36 +236,28 @@ async def local(
         pull: Whether a known model that is not cached is downloaded.
 
     Raises `ModelError` if the model cannot be had, `InvalidRequestError` for a configuration that cannot be.
+    Cancelling it, as Ctrl-C does, works while the model is still downloaded or loaded.
     """
-    runtime = await asyncio.to_thread(load, str(model), config or EngineConfig(), pull=pull)
-    async with runtime:
+    name, settings = str(model), config or EngineConfig()
+
+    def work(check: Check) -> LocalRuntime:
+        if pull:
+            fetch_if_missing(name, check)
+        return load(name, settings, pull=False, check=check)
+
+    async with await load_in_thread(work, LocalRuntime.close_engine) as runtime:
         yield runtime
 
 
-def load(model: str, config: EngineConfig, *, pull: bool) -> LocalRuntime:
+def load(model: str, config: EngineConfig, *, pull: bool, check: Check = lambda *_: None) -> LocalRuntime:
     """Loads a model and starts its engine, without an event loop; enter the result with `async with`. As `local`."""
     from treadle.runtime.engine.build import build_engine
     from treadle.runtime.engine.client import ThreadedEngine
 
+    check()
     checkpoint, tokenizer = open_model(model, pull=pull)
-    engine = build_engine(checkpoint, tokenizer, config)
+    engine = build_engine(StoppableCheckpoint(checkpoint, check), tokenizer, config)
     return LocalRuntime(model, checkpoint.config, tokenizer, engine.compiler, ThreadedEngine(engine))
-
-
-def open_model(model: str, *, pull: bool) -> tuple[Checkpoint, Tokenizer | None]:
-    """Checkpoint and tokenizer of a model by name, path or `random:SHAPE`."""
-    from treadle.runtime.models.load import open_checkpoint
-    from treadle.runtime.models.random_weights import SHAPES, RandomCheckpoint
-
-    kind, _, shape = model.partition(":")
-    if kind == "random":
-        if shape not in SHAPES:
-            raise ModelNotFoundError(f"no shape is called {shape!r}; choose one of {', '.join(SHAPES)}")
-        return RandomCheckpoint(SHAPES[shape]), None
-    from treadle.runtime.text.tokenizer import load_tokenizer
-
-    path = resolve(model, cache_dir(), pull=pull)
-    return open_checkpoint(path), load_tokenizer(path)
 
 
 async def _collect(stream: CallStream, num_prompt_tokens: int) -> Completion:

@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"treadle: error: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would only break the interpreter's own end
         return EXIT_INTERRUPTED
 
 

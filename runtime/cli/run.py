@@ -9,17 +9,19 @@ import json
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from treadle.dsl import Program
 from treadle.dsl.errors import DSLError
+from treadle.runtime.cli.console import note
 from treadle.runtime.cli.live import watching
 from treadle.runtime.cli.options import DEFAULT_MODEL, MODEL_HELP, Commands, add_engine_options
 from treadle.runtime.cli.session import running
 from treadle.runtime.errors import InvalidRequestError
+from treadle.runtime.local import LocalRuntime
 
 Workflow = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -57,7 +59,13 @@ def run_workflow(args: argparse.Namespace, workflow: Workflow, arguments: Sequen
             except DSLError as error:
                 print(f"treadle: error: {error}", file=sys.stderr)
                 return 1
-        roots = [program for program in runtime.programs if program.parent is None]
+            except KeyboardInterrupt:
+                runner.run(runtime.end_programs())
+                note("interrupted")
+                if not args.json:
+                    _print_accounts(_roots(runtime), sys.stderr)
+                raise
+        roots = _roots(runtime)
         if args.json:
             print(json.dumps(_report(args, result, roots), ensure_ascii=False))
         else:
@@ -117,10 +125,19 @@ def _print(result: Any, programs: Sequence[Program], *, mermaid: bool) -> None:
     if result is not None:
         shown = to_jsonable_python(result, fallback=str)
         print(shown if isinstance(shown, str) else json.dumps(shown, indent=2, ensure_ascii=False))
-    for program in programs:
-        if mermaid:
+    if mermaid:
+        for program in programs:
             print(f"\n{program.graph.mermaid()}")
+    _print_accounts(programs, sys.stdout)
+
+
+def _print_accounts(programs: Sequence[Program], stream: TextIO) -> None:
+    for program in programs:
         if program.account is not None:
-            print(f"\n{program.name}")
+            print(f"\n{program.name}", file=stream)
             for line in program.account.lines():
-                print(f"  {line}")
+                print(f"  {line}", file=stream)
+
+
+def _roots(runtime: LocalRuntime) -> list[Program]:
+    return [program for program in runtime.programs if program.parent is None]

@@ -32,7 +32,11 @@ def running(args: argparse.Namespace) -> Iterator[tuple[asyncio.Runner, LocalRun
         try:
             yield runner, runtime
         finally:
-            runner.run(_close(runtime))
+            try:
+                runner.run(_close(runtime))
+            except KeyboardInterrupt:
+                runtime.close_engine()  # a second Ctrl-C; a thread inside of torch must not outlive the interpreter
+                raise
 
 
 async def _close(runtime: LocalRuntime) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import threading
 from collections.abc import Callable
 from typing import Any
+
+from treadle.runtime.threads import run_in_daemon
 
 MAX_THREADS = 64
 
@@ -24,30 +24,4 @@ class ToolThreads:
     async def run(self, function: Callable[[], Any]) -> Any:
         """The function's result; raises what it raises."""
         await self._free.acquire()
-        loop = asyncio.get_running_loop()
-        outcome: asyncio.Future[Any] = loop.create_future()
-        context = contextvars.copy_context()
-
-        def work() -> None:
-            try:
-                result, error = context.run(function), None
-            except BaseException as raised:
-                result, error = None, raised
-            try:
-                loop.call_soon_threadsafe(self._deliver, outcome, result, error)
-            except RuntimeError:
-                return  # the loop was closed while the tool ran: nobody is waiting any more
-
-        threading.Thread(target=work, name="treadle-tool", daemon=True).start()
-        return await outcome
-
-    def _deliver(self, outcome: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-        self._free.release()
-        if outcome.done():
-            return
-        if error is None:
-            outcome.set_result(result)
-        elif isinstance(error, Exception):
-            outcome.set_exception(error)
-        else:
-            outcome.set_exception(RuntimeError(f"the tool ended its thread with {type(error).__name__}"))
+        return await run_in_daemon(function, "treadle-tool", ended=self._free.release)

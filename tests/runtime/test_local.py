@@ -152,6 +152,20 @@ async def test_an_engine_that_dies_fails_its_calls_and_says_so():
     assert engine_threads() == []
 
 
+async def test_a_load_that_is_cancelled_leaves_no_engine_and_the_next_one_works():
+    async def use():
+        async with local(TINY, CONFIG) as runtime:
+            return len((await runtime.generate([1], GREEDY, max_tokens=3)).token_ids)
+
+    for pause in (0.0, 0.002, 0.01, 0.05):
+        task = asyncio.create_task(use())
+        await asyncio.sleep(pause)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert [thread.name for thread in threading.enumerate() if thread.name.startswith("treadle")] == []
+    assert await use() == 3
+
+
 async def test_a_model_that_is_not_there_raises():
     with pytest.raises(ModelNotFoundError, match="no shape is called"):
         async with local("random:tiny-lama"):
