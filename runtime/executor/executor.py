@@ -9,10 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from pydantic_core import to_json
+
 from treadle.dsl.errors import NodeCancelled, ToolError, ToolTimeout
 from treadle.dsl.node import CallNode, Node, ToolNode
 from treadle.dsl.program import Program
-from treadle.dsl.var import Var, text_of
+from treadle.dsl.var import Var
 from treadle.grammar.compiler import Compiler
 from treadle.runtime.engine.session import Session
 from treadle.runtime.errors import EngineClosedError
@@ -165,9 +167,10 @@ class Executor:
 def checked_result(name: str, result: Any) -> Any:
     """A tool's result, if it can be written into a prompt. Raises `ToolError` otherwise."""
     try:
-        size = len(text_of(result).encode())
-    except ValueError as error:
-        raise ToolError(f"{name} returned what cannot be written as JSON: {error}") from error
+        size = len(result.encode() if isinstance(result, str) else to_json(result))
+    except (ValueError, RecursionError) as error:
+        reason = f"{name} returned a {type(result).__name__} that cannot be written as JSON ({error})"
+        raise ToolError(f"{reason}; return text, numbers, lists, dicts, dataclasses or pydantic models") from error
     if size > MAX_RESULT_BYTES:
         raise ToolError(f"{name} returned {size:,} bytes; return at most {MAX_RESULT_BYTES:,}, such as a part of it")
     return result

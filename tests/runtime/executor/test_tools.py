@@ -17,6 +17,9 @@ from pydantic import BaseModel
 from treadle.dsl import Chat, gather, llm, program, prompt, tool
 from treadle.dsl.errors import NodeFailed, ToolArgumentsError, ToolError, ToolTimeout
 
+CIRCLE: list[object] = []
+CIRCLE.append(CIRCLE)
+
 
 class Verdict(BaseModel):
     answer: Literal["yes", "no"]
@@ -120,9 +123,16 @@ async def test_a_tool_that_hangs_for_ever_does_not_hold_up_the_end_of_the_proces
 
 @pytest.mark.parametrize(
     ("result", "text"),
-    [("x" * 10_000_000, "returned 10,000,000 bytes; return at most"), ({1: object()}, None), (float("nan"), None)],
+    [
+        ("x" * 10_000_000, "returned 10,000,000 bytes; return at most"),
+        ({1: object()}, "returned a dict that cannot be written as JSON .*; return text, numbers"),
+        (CIRCLE, "returned a list that cannot be written as JSON"),
+        ("\ud800", "returned a str that cannot be written as JSON"),
+        (float("nan"), None),
+    ],
+    ids=["large", "object", "circle", "surrogate", "nan"],
 )
-async def test_a_result_that_is_too_large_is_refused_and_odd_ones_do_no_harm(fast_runtime, result, text):
+async def test_a_result_that_cannot_be_in_a_prompt_is_refused_and_odd_ones_do_no_harm(fast_runtime, result, text):
     @tool
     def returning() -> object:
         return result
