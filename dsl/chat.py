@@ -100,7 +100,8 @@ class Chat(Generic[T]):
     async def ask(self, *content: In[str], max_steps: int = 8) -> T:
         """Sends a message and runs the tools that the model calls until it answers.
 
-        Raises `StepLimitError` if `max_steps` turns bring no answer, and `OutputError` for an answer that does not fit.
+        Raises `StepLimitError` if `max_steps` turns bring no answer, and `OutputError` for an answer that does not fit;
+        an `OutputCutOff` if `max_tokens` were too few for it. Text that reaches `max_tokens` ends there, as an answer.
         """
         if max_steps < 1:
             raise DSLError(f"{caller()}: max_steps is {max_steps}; there is at least 1")

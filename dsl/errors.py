@@ -67,7 +67,7 @@ class SchemaViolation(OutputError):
 
 
 class OutputCutOff(OutputError):
-    """A typed output reached `max_tokens` before it was complete. It is not asked for again."""
+    """A typed output, or a tool call, reached `max_tokens` before it was complete. It is not asked for again."""
 
 
 class ToolError(DSLError):

@@ -31,7 +31,8 @@ class LLMOptions:
 
     Attributes:
         model: A model that the backend knows.
-        max_tokens: Most tokens to generate.
+        max_tokens: Most tokens to generate. Text ends there; a typed value or a tool call that is not complete by then
+            is an `OutputCutOff`.
         temperature: 0 chooses the most likely token.
         top_p: Keep the smallest set of tokens whose probabilities reach this sum.
         seed: The same seed gives the same noise, whatever else runs. Sample i of a fan-out uses seed + i.

@@ -262,7 +262,7 @@ class CallRunner:
         )
 
     def _value(self, node: CallNode, text: str, reason: str, check: OutputCheck) -> Any:
-        if reason == "length" and (node.output_schema is not None or node.output_choices is not None):
+        if reason == "length" and check.must_be_whole(text):
             limit = node.options.max_tokens or DEFAULT_MAX_TOKENS
             raise OutputCutOff(f"{node}: the output was cut off after {limit} tokens; give a larger max_tokens")
         if reason == "aborted":

@@ -9,6 +9,7 @@ from typing import Any
 from treadle.dsl.errors import SchemaViolation
 from treadle.dsl.node import CallNode
 from treadle.dsl.turn import ChatNode
+from treadle.grammar.tool_text import OPEN
 from treadle.grammar.validate import Validator, Violation
 
 DEFAULT_RETRIES = 2
@@ -45,6 +46,11 @@ class OutputCheck:
         if self._validator is not None and not (isinstance(self._node, ChatNode) and self._node.calls):
             self._validate(self._validator, text)
         return self._node.parse(text)
+
+    def must_be_whole(self, text: str) -> bool:
+        """Whether a text that was cut off is of no use: that of a typed value, or one that ends in a tool call."""
+        is_text = self._node.output_schema is None and self._node.output_choices is None
+        return not is_text or (bool(self._node.options.tools) and OPEN in text)
 
     def wrong_arguments(self, name: str, arguments: str) -> str | None:
         """What is wrong with the arguments of a tool call, as far as its grammar left that open."""

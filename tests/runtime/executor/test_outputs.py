@@ -6,11 +6,15 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import BaseModel, Field
+from support.fake_backend import FakeBackend
 
-from treadle.dsl import Chat, llm, program, prompt
+from treadle.dsl import Chat, Program, llm, program, prompt, tool
 from treadle.dsl.errors import DSLError, OutputCutOff, OutputError, SchemaViolation
-from treadle.dsl.schema import OutputTypeError
+from treadle.dsl.node import LLMOptions
+from treadle.dsl.schema import OutputTypeError, output_type
+from treadle.dsl.turn import ChatNode
 from treadle.grammar import UnsupportedSchemaError
+from treadle.runtime.executor.outputs import OutputCheck
 from treadle.scheduler import SubmitCall
 
 UNIQUE = {"uniqueItems": True}
@@ -133,6 +137,32 @@ async def test_an_output_that_is_cut_off_is_not_asked_for_again(fast_runtime, su
         with pytest.raises(OutputCutOff, match="cut off after 3 tokens; give a larger max_tokens"):
             await twins.using(max_tokens=3, retries=5)("a loom")
     assert len(submitted) == 1
+
+
+async def test_text_that_reaches_max_tokens_is_an_answer_and_a_typed_answer_is_an_error_that_says_what_to_do(
+    fast_runtime,
+):
+    async with fast_runtime(), program("cut"):
+        text = await Chat(max_tokens=5).ask("Tell me.")
+        assert isinstance(text, str) and text
+        with pytest.raises(OutputCutOff, match=r"chat .*cut off after 5 tokens; give a larger max_tokens"):
+            await Chat(returns=Side, max_tokens=5).ask("Tell me.")
+
+
+def test_a_turn_that_ends_within_a_tool_call_is_not_an_answer():
+    @tool
+    def look() -> str:
+        return ""
+
+    scope = Program("p", FakeBackend())
+    for tools, text, whole in (
+        ((look,), '<tool_call>\n{"name": "lo', True),
+        ((look,), "I shall lo", False),
+        ((), "<tool_call> is a tag", False),
+    ):
+        options = LLMOptions(tools=tools)
+        node = ChatNode(scope, (), (), output_type(str, "chat"), options, runs_tools=False, extends=None)
+        assert OutputCheck(node, ()).must_be_whole(text) is whole
 
 
 async def test_a_correction_that_does_not_fit_the_context_leaves_the_first_error(fast_runtime):
