@@ -24,7 +24,7 @@ from report import Report, parser
 from treadle.runtime.engine.build import build_engine
 from treadle.runtime.engine.config import DTYPES, EngineConfig, torch_dtype
 from treadle.runtime.engine.engine import Engine
-from treadle.runtime.local import open_model
+from treadle.runtime.loading import open_model
 from treadle.scheduler import CallFinished, OpenProgram, SamplingParams, SubmitCall, TokensOut
 
 BATCHES = (1, 4, 16, 64)

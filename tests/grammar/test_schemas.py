@@ -5,9 +5,9 @@ import random
 
 import jsonschema
 import pytest
+from generators.schemas import schemas
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.schemas import schemas
 from support.walks import legal_ids, text_of, write
 
 from treadle.grammar import InvalidSchemaError, JSONSchema

@@ -1,5 +1,7 @@
 """Random JSON Schemas from a fixed list of keywords, the same for the same seed. For tests and benchmarks.
 
+    python benchmarks/generators/schemas.py --count 200 --seed 0 --bounded
+
 Keywords: type (each name, and lists of names), properties, required, additionalProperties, minProperties, items,
 prefixItems, minItems, maxItems, enum, const, anyOf, oneOf, allOf, $ref and $defs (recursive ones too), minLength,
 maxLength, pattern, format, minimum, maximum, exclusiveMinimum, exclusiveMaximum.
@@ -7,11 +9,13 @@ maxLength, pattern, format, minimum, maximum, exclusiveMinimum, exclusiveMaximum
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
 from typing import Any
 
 NAMES = ["id", "name", "tags", "größe", 'quote"d', "a/b~c", "back\\slash", "url", "items", "next", "名前", "x y"]
-VALUES = [
+VALUES: list[Any] = [
     0,
     1,
     -5,
@@ -28,13 +32,48 @@ VALUES = [
     {"a": {"b": []}},
 ]
 PATTERNS = ["^[a-z]{1,8}$", "^[A-Z]{2}-\\d{3}$", "^(cat|dog)s?$", "^x", "^\\+?[0-9 ]+$", "^(\\w+\\.)?\\w+$"]
+ENDING_PATTERNS = [*PATTERNS[:3], "^x.{0,6}$", "^\\+?[0-9 ]{1,8}$", "^(\\w{1,4}\\.)?\\w{1,4}$"]
 FORMATS = ["date", "time", "date-time", "uuid", "ipv4"]
+
+
+MOST_MORE = 6
+"""How much longer than it must be a string may be, in `bounded` schemas; an array may be a third as much longer."""
 
 
 def schemas(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """`count` schemas, each satisfiable."""
     rng = random.Random(seed)
     return [_document(rng) for _ in range(count)]
+
+
+def bounded(schema: Any) -> Any:
+    """The schema with limits where it had none, for a model that does not know when to stop.
+
+    Strings without an end get a `maxLength`, or a pattern that ends; arrays a `maxItems`; objects no further names.
+    """
+    if isinstance(schema, list):
+        return [bounded(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    parts = {key: _bounded_part(key, value) for key, value in schema.items()}
+    kind = parts.get("type", ())
+    if "string" in (kind if isinstance(kind, list) else [kind]) and "format" not in parts:
+        if "pattern" in parts:
+            parts["pattern"] = ENDING_PATTERNS[PATTERNS.index(parts["pattern"])]
+        else:
+            parts.setdefault("maxLength", parts.get("minLength", 0) + MOST_MORE)
+    if kind == "array":
+        least = max(parts.get("minItems", 0), len(parts.get("prefixItems", ())))
+        parts.setdefault("maxItems", least + MOST_MORE // 3)
+    if kind == "object" and "allOf" not in parts:
+        parts["additionalProperties"] = False
+    return parts
+
+
+def _bounded_part(key: str, value: Any) -> Any:
+    if key in ("properties", "$defs"):
+        return {name: bounded(part) for name, part in value.items()}
+    return bounded(value) if key in ("items", "prefixItems", "anyOf", "oneOf", "allOf") else value
 
 
 def _document(rng: random.Random) -> dict[str, Any]:
@@ -122,7 +161,7 @@ def _array(rng: random.Random, depth: int, definitions: list[str]) -> dict[str, 
 
 def _tuple(rng: random.Random, depth: int, definitions: list[str]) -> dict[str, Any]:
     elements = [_schema(rng, depth - 1, definitions) for _ in range(rng.randint(1, 3))]
-    rest = rng.choice([{}, {"items": False}, {"items": {"type": "integer"}, "maxItems": 4}])
+    rest: dict[str, Any] = rng.choice([{}, {"items": False}, {"items": {"type": "integer"}, "maxItems": 4}])
     return {"type": "array", "prefixItems": elements, **rest}
 
 
@@ -164,3 +203,17 @@ def _nullable(rng: random.Random, depth: int, definitions: list[str]) -> dict[st
 def _reference(rng: random.Random, depth: int, definitions: list[str]) -> dict[str, Any]:
     reference = {"$ref": f"#/$defs/{rng.choice(definitions)}"}
     return {**reference, "description": "with a sibling"} if rng.random() < 0.5 else reference
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="Prints random JSON Schemas, one a line.")
+    options.add_argument("--count", type=int, default=200, help="how many (default: 200)")
+    options.add_argument("--seed", type=int, default=0, help="the same seed, the same schemas (default: 0)")
+    options.add_argument("--bounded", action="store_true", help="with limits to what can be written")
+    args = options.parse_args()
+    for schema in schemas(args.count, args.seed):
+        print(json.dumps(bounded(schema) if args.bounded else schema, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
