@@ -147,6 +147,9 @@ class LocalRuntime:
         """
         if n < 1:
             raise InvalidRequestError(f"n is {n}; it must be at least 1")
+        if n > self._engine.max_calls:
+            most = self._engine.max_calls
+            raise InvalidRequestError(f"n is {n}; the engine holds at most {most} calls: ask for fewer at a time")
         token_ids = self.encode(prompt)
         streams = self._submit(token_ids, self._resolve(sampling), max_tokens, n)
         try:

@@ -32,6 +32,7 @@ class ThreadedEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.max_context = engine.scheduler.limits.max_context
+        self.max_calls = engine.scheduler.config.max_calls
         self._engine = engine
         self._inbox: queue.SimpleQueue[Sequence[Command] | None] = queue.SimpleQueue()
         self._outbox: deque[tuple[Event, ...] | None] = deque()

@@ -100,9 +100,13 @@ async def test_bad_requests_raise_and_the_next_one_works(runtime, prompt, params
     assert len((await runtime.generate([1], GREEDY, max_tokens=3)).token_ids) == 3
 
 
-async def test_n_below_one_is_refused(runtime):
-    with pytest.raises(InvalidRequestError, match="n is 0"):
-        await runtime.generate_many([1], GREEDY, n=0)
+@pytest.mark.parametrize(
+    ("n", "text"), [(0, "n is 0"), (10**12, "n is 1000000000000; the engine holds at most 8192 calls: ask for fewer")]
+)
+async def test_a_number_of_completions_that_cannot_be_is_refused_at_once(runtime, n, text):
+    with pytest.raises(InvalidRequestError, match=text):
+        await runtime.generate_many([1], GREEDY, n=n)
+    assert len(await runtime.generate_many([1], GREEDY, max_tokens=1, n=3)) == 3
 
 
 async def test_a_call_that_fails_while_it_runs_raises_call_error(runtime):
