@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from treadle.runtime.engine.config import total_memory
+from treadle.runtime.engine.cgroup import usable_cores, usable_memory
 
 PACKAGES = ("torch", "numpy", "safetensors", "gguf", "tokenizers", "jinja2", "rich")
 CPU_FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
@@ -61,9 +61,9 @@ def read_machine() -> Machine:
         cpu=_cpu_name(),
         cpu_features={},
         cores=os.cpu_count() or 1,
-        cores_usable=_cores_usable(),
+        cores_usable=usable_cores(),
         load_average=os.getloadavg()[0],
-        memory=total_memory(),
+        memory=usable_memory(),
         memory_available=_memory_available(),
         gpu=_gpu(),
     )
@@ -137,17 +137,6 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _cores_usable() -> float:
-    """Cores that this process may run on, or the share of them that its control group is given, if less."""
-    usable: float = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.is_file():
-        limit, _, period = quota.read_text().partition(" ")
-        if limit != "max":
-            usable = min(usable, int(limit) / int(period))
-    return usable
 
 
 def _memory_available() -> int | None:

@@ -10,7 +10,14 @@ import torch
 from treadle.grammar.compiler import Compiler
 from treadle.grammar.vocabulary import Vocabulary
 from treadle.runtime.engine.attention import DeviceState
-from treadle.runtime.engine.config import EngineConfig, default_num_pages, kv_bytes_per_token, torch_dtype, total_memory
+from treadle.runtime.engine.cgroup import usable_cores, usable_memory
+from treadle.runtime.engine.config import (
+    EngineConfig,
+    default_num_pages,
+    default_num_threads,
+    kv_bytes_per_token,
+    torch_dtype,
+)
 from treadle.runtime.engine.device import CPU
 from treadle.runtime.engine.engine import Engine
 from treadle.runtime.engine.runner import Runner
@@ -28,12 +35,11 @@ def build_engine(checkpoint: Checkpoint, tokenizer: Tokenizer | None, config: En
 
     Raises `ModelError` for weights that are missing or damaged, `InvalidRequestError` for settings that cannot be.
     """
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
+    torch.set_num_threads(config.num_threads or default_num_threads(torch.get_num_threads(), usable_cores()))
     model, dtype, device = checkpoint.config, torch_dtype(config.dtype), CPU()
     max_context = min(config.max_context or model.max_context, model.max_context)
     num_pages = config.num_pages or default_num_pages(model, dtype, config.page_size, max_context)
-    pool_bytes, memory = num_pages * config.page_size * kv_bytes_per_token(model, dtype), total_memory()
+    pool_bytes, memory = num_pages * config.page_size * kv_bytes_per_token(model, dtype), usable_memory()
     if pool_bytes > memory:
         text = f"{num_pages} KV pages take {pool_bytes / 2**30:.1f} GiB, the machine has {memory / 2**30:.1f} GiB"
         raise InvalidRequestError(f"{text}; use fewer pages")

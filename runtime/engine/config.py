@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from treadle.runtime.engine.cgroup import usable_memory
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.models.config import ModelConfig
 
@@ -23,7 +23,8 @@ class EngineConfig:
 
     Attributes:
         dtype: Of weights and KV; `auto` is bfloat16 where the processor computes with it, else float32.
-        num_pages: Pages of KV; None takes 2 GiB, at most an eighth of the machine's memory, at least one context.
+        num_pages: Pages of KV; None takes 2 GiB, at most an eighth of the memory that this process may use, and at
+            least one context.
         page_size: Tokens in a page.
         num_slots: Most calls that run at once.
         max_step_tokens: Most tokens computed in one step; longer prompts are computed in chunks.
@@ -34,7 +35,7 @@ class EngineConfig:
             works on its own; a CPU does not, so there it would only delay every token by a step.
         packed_weights: Whether matrices are laid out for the processor when they are loaded. Only bfloat16 gains, and
             a head that is tied to the embedding is kept twice.
-        num_threads: Threads for tensor operations; None leaves torch's choice.
+        num_threads: Threads for tensor operations; None leaves torch's choice, within the process's share of the cores.
     """
 
     dtype: DType = "auto"
@@ -83,16 +84,10 @@ def kv_bytes_per_token(model: ModelConfig, dtype: torch.dtype) -> int:
 def default_num_pages(model: ModelConfig, dtype: torch.dtype, page_size: int, max_context: int) -> int:
     """A pool of 2 GiB, or an eighth of the machine's memory if that is less, but never less than one context."""
     page_bytes = kv_bytes_per_token(model, dtype) * page_size
-    budget = min(DEFAULT_KV_BYTES, total_memory() // 8)
+    budget = min(DEFAULT_KV_BYTES, usable_memory() // 8)
     return max(budget // page_bytes, -(-max_context // page_size))
 
 
-def total_memory() -> int:
-    """Bytes of memory that this process may use."""
-    import os
-
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        total = min(total, int(text))
-    return total
+def default_num_threads(wanted: int, cores: float) -> int:
+    """Torch's own choice, but no more than the whole cores that may be used up: threads that are paused hold all up."""
+    return max(1, min(wanted, int(cores)))
