@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from treadle.dsl import Program, use_backend
 from treadle.dsl.node import Node
+from treadle.grammar import GrammarError, constraint_to_json
+from treadle.runtime.constraints import ConstraintLike, constraint_from
 from treadle.runtime.engine.config import EngineConfig
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.loading import Check, StoppableCheckpoint, fetch_if_missing, load_in_thread, open_model
@@ -131,19 +133,32 @@ class LocalRuntime:
             watchers.remove(watcher)
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams | None = None, *, max_tokens: int | None = None
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        constraint: ConstraintLike | None = None,
     ) -> Completion:
-        """Generates one completion. See `generate_many` for what it raises."""
-        (completion,) = await self.generate_many(prompt, sampling, max_tokens=max_tokens)
+        """Generates one completion. See `generate_many` for the parameters and what it raises."""
+        (completion,) = await self.generate_many(prompt, sampling, max_tokens=max_tokens, constraint=constraint)
         return completion
 
     async def generate_many(
-        self, prompt: Prompt, sampling: SamplingParams | None = None, *, max_tokens: int | None = None, n: int = 1
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        constraint: ConstraintLike | None = None,
+        n: int = 1,
     ) -> list[Completion]:
         """Generates `n` completions of one prompt, which is computed once; their seeds are seed, seed + 1, ...
 
-        Raises `InvalidRequestError` for a prompt or a parameter that cannot be, `CallError` if the call fails while it
-        runs, `EngineClosedError` if the runtime is closed. Cancelling the task aborts the calls.
+        With a constraint, a completion that ended with "stop" satisfies it; one that reached `max_tokens` is a beginning
+        of such a text. Raises `InvalidRequestError` for a prompt, a parameter or a constraint that cannot be,
+        `CallError` if the call fails while it runs, `EngineClosedError` if the runtime is closed. Cancelling the task
+        aborts the calls.
         """
         if n < 1:
             raise InvalidRequestError(f"n is {n}; it must be at least 1")
@@ -151,7 +166,8 @@ class LocalRuntime:
             most = self._engine.max_calls
             raise InvalidRequestError(f"n is {n}; the engine holds at most {most} calls: ask for fewer at a time")
         token_ids = self.encode(prompt)
-        streams = self._submit(token_ids, self._resolve(sampling), max_tokens, n)
+        grammar = await self._compiled(constraint)
+        streams = self._submit(token_ids, self._resolve(sampling), max_tokens, grammar, n)
         try:
             return [await _collect(stream, len(token_ids)) for stream in streams]
         finally:
@@ -159,14 +175,20 @@ class LocalRuntime:
                 stream.abort()
 
     async def stream(
-        self, prompt: Prompt, sampling: SamplingParams | None = None, *, max_tokens: int | None = None
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        constraint: ConstraintLike | None = None,
     ) -> AsyncGenerator[Chunk | Completion, None]:
         """Generates one completion: a `Chunk` for each step, and the whole `Completion` at the end.
 
         Raises as `generate_many` does. Closing the iterator aborts the call.
         """
         token_ids = self.encode(prompt)
-        (stream,) = self._submit(token_ids, self._resolve(sampling), max_tokens, 1)
+        grammar = await self._compiled(constraint)
+        (stream,) = self._submit(token_ids, self._resolve(sampling), max_tokens, grammar, 1)
         chunks: list[Chunk] = []
         try:
             async for tokens in stream:
@@ -201,8 +223,21 @@ class LocalRuntime:
             return params
         return replace(params, stop_token_ids=self.tokenizer.eos_token_ids)
 
+    async def _compiled(self, given: ConstraintLike | None) -> str | None:
+        """A constraint in wire form, compiled beside the engine, in whose cache it is from now on."""
+        if given is None:
+            return None
+        constraint = constraint_from(given)
+        if self._compiler is None:
+            raise InvalidRequestError(f"{self.name} has no tokenizer, so it cannot follow a constraint; leave it out")
+        try:
+            await self._compiler.compile_async(constraint)
+        except GrammarError as error:
+            raise InvalidRequestError(str(error)) from error
+        return constraint_to_json(constraint)
+
     def _submit(
-        self, token_ids: tuple[int, ...], params: SamplingParams, max_tokens: int | None, n: int
+        self, token_ids: tuple[int, ...], params: SamplingParams, max_tokens: int | None, grammar: str | None, n: int
     ) -> list[CallStream]:
         assert self._session is not None, "use `async with`"
         ids = [self._session.new_id("call") for _ in range(n)]
@@ -214,6 +249,7 @@ class LocalRuntime:
                 replace(params, seed=params.seed + index),
                 max_tokens,
                 fork_of=ids[0] if index else None,
+                constraint=grammar,
             )
             for index, call_id in enumerate(ids)
         ]

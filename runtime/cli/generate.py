@@ -7,8 +7,10 @@ import contextlib
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
+from treadle.grammar import Choice, Constraint, JSONSchema, Regex
 from treadle.runtime.cli.console import note, stream_text
 from treadle.runtime.cli.options import (
     DEFAULT_MODEL,
@@ -38,6 +40,12 @@ def add_command(commands: Commands) -> None:
     parser.add_argument("--n", type=_count, default=1, metavar="N", help="number of completions (default: 1)")
     parser.add_argument("--logprobs", type=int, metavar="K", help="report each token's logprob and the K best")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    group = parser.add_argument_group(
+        "constraint", "what the completion must be; one of these"
+    ).add_mutually_exclusive_group()
+    group.add_argument("--schema", type=Path, metavar="FILE", help="JSON that satisfies the JSON Schema in FILE")
+    group.add_argument("--regex", metavar="R", help="text that the regular expression R matches as a whole")
+    group.add_argument("--choice", action="append", metavar="TEXT", help="one of several texts; give each of them")
     add_sampling_options(parser, max_tokens=256)
     add_engine_options(parser)
     parser.set_defaults(run=run, usage_error=parser.error)
@@ -54,12 +62,12 @@ def run(args: argparse.Namespace) -> int:
     """Prints what the model makes of the prompt."""
     if args.ids and (args.chat or args.system is not None):
         args.usage_error("--ids cannot be combined with --chat or --system")
-    prompt = _prompt(args)
+    prompt, constraint = _prompt(args), _constraint(args)
     sampling = sampling_params(args, logprobs=args.logprobs)
     if args.n > 1 and args.temperature == 0:
         note("temperature is 0, so all completions will be the same; try --temperature 1")
     with running(args) as (runner, runtime):
-        completions = runner.run(_complete(args, runtime, prompt, sampling))
+        completions = runner.run(_complete(args, runtime, prompt, sampling, constraint))
     if args.json:
         print(json.dumps(_report(args, completions, sampling)))
     elif args.logprobs is not None:
@@ -84,8 +92,20 @@ def _prompt(args: argparse.Namespace) -> Prompt:
     return str(text)
 
 
+def _constraint(args: argparse.Namespace) -> Constraint | None:
+    if args.schema is not None:
+        return JSONSchema(args.schema.read_text(), strict=True)
+    if args.regex is not None:
+        return Regex(args.regex)
+    return None if args.choice is None else Choice(tuple(args.choice))
+
+
 async def _complete(
-    args: argparse.Namespace, runtime: LocalRuntime, prompt: Prompt, sampling: SamplingParams
+    args: argparse.Namespace,
+    runtime: LocalRuntime,
+    prompt: Prompt,
+    sampling: SamplingParams,
+    constraint: Constraint | None,
 ) -> list[Completion]:
     """Generates, and prints text as it comes unless one object is wanted at the end."""
     if runtime.tokenizer is None and not args.ids:
@@ -93,14 +113,17 @@ async def _complete(
     token_ids = runtime.encode(prompt)
     max_tokens = max_tokens_for(args, len(token_ids), runtime.max_context)
     if args.n > 1:
-        completions = await runtime.generate_many(token_ids, sampling, max_tokens=max_tokens, n=args.n)
+        completions = await runtime.generate_many(
+            token_ids, sampling, max_tokens=max_tokens, constraint=constraint, n=args.n
+        )
         if not args.json:
             for index, completion in enumerate(completions, 1):
                 text = _shown(completion.text, completion.token_ids, as_ids=args.ids)
                 stream_text(f"--- {index} of {args.n}, seed {sampling.seed + index - 1}\n{text}\n")
         return completions
     finished: list[Completion] = []
-    async with contextlib.aclosing(runtime.stream(token_ids, sampling, max_tokens=max_tokens)) as pieces:
+    stream = runtime.stream(token_ids, sampling, max_tokens=max_tokens, constraint=constraint)
+    async with contextlib.aclosing(stream) as pieces:
         async for piece in pieces:
             if isinstance(piece, Completion):
                 finished.append(piece)

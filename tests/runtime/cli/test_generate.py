@@ -47,6 +47,31 @@ def test_logprobs_are_reported(treadle):
 
 
 @pytest.mark.parametrize(
+    ("option", "values"),
+    [("--schema", {'"red"', '"blue"'}), ("--regex", {"red", "blue"}), ("--choice", {"red", "blue"})],
+)
+def test_a_constraint_is_kept(treadle, tmp_path, option, values):
+    schema = tmp_path / "colour.json"
+    schema.write_text('{"enum": ["red", "blue"]}')
+    given = {"--schema": [str(schema)], "--regex": ["red|blue"], "--choice": ["red", "--choice", "blue"]}[option]
+    done = treadle("generate", "--chat", "What colour is the sky?", option, *given)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip() in values
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--schema", "/no/such.json"), "No such file"),
+        (("--schema", "/etc/hostname"), "it is no JSON text"),
+        (("--regex", "("), "the pattern '('"),
+    ],
+)
+def test_what_cannot_be_a_constraint_is_one_line(treadle, args, message):
+    done = treadle("generate", *args, "hello")
+    assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("args", "message"),
     [
         (("--max-tokens", "0", "1 2"), "max_tokens is 0; ask for at least 1"),
