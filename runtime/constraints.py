@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 
-from treadle.grammar import Constraint, JSONSchema
+from treadle.grammar import EBNF, Choice, Constraint, JSONSchema, Regex, ToolTurn
 from treadle.runtime.errors import InvalidRequestError
 
 ConstraintLike: TypeAlias = Constraint | Mapping[str, Any] | type[BaseModel]
@@ -20,14 +20,14 @@ def constraint_from(given: ConstraintLike) -> Constraint:
 
     Raises `InvalidRequestError` for anything else.
     """
-    if isinstance(given, get_args(Constraint)):
-        return given  # type: ignore[return-value]  # mypy does not follow `get_args`
+    if isinstance(given, JSONSchema | Regex | EBNF | Choice | ToolTurn):
+        return given
     if isinstance(given, type) and issubclass(given, BaseModel):
         given = given.model_json_schema()
     if not isinstance(given, Mapping):
         raise InvalidRequestError(
-            f"a constraint is a JSON Schema, a pydantic model, or Regex, Choice, EBNF or JSONSchema of treadle.grammar, "
-            f"not a {type(given).__name__}"
+            "a constraint is a JSON Schema, a pydantic model, or Regex, Choice, EBNF or JSONSchema of treadle.grammar; "
+            f"this is a {type(given).__name__}"
         )
     try:
         return JSONSchema(json.dumps(dict(given), ensure_ascii=False), strict=True)

@@ -155,8 +155,8 @@ class LocalRuntime:
     ) -> list[Completion]:
         """Generates `n` completions of one prompt, which is computed once; their seeds are seed, seed + 1, ...
 
-        With a constraint, a completion that ended with "stop" satisfies it; one that reached `max_tokens` is a beginning
-        of such a text. Raises `InvalidRequestError` for a prompt, a parameter or a constraint that cannot be,
+        With a constraint, a completion that ended with "stop" satisfies it; one that reached `max_tokens` is only the
+        beginning of such a text. Raises `InvalidRequestError` for a prompt, a parameter or a constraint that cannot be,
         `CallError` if the call fails while it runs, `EngineClosedError` if the runtime is closed. Cancelling the task
         aborts the calls.
         """

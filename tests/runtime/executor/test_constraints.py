@@ -61,7 +61,7 @@ async def test_a_completion_that_is_cut_off_says_so(fast_runtime):
         (Regex("("), "the pattern '\\('"),
         (Choice(()), "a choice needs at least one option"),
         (EBNF("no grammar"), "the grammar does not compile"),
-        ("[0-9]+", "a constraint is a JSON Schema, a pydantic model, or Regex.* not a str"),
+        ("[0-9]+", "a constraint is a JSON Schema, a pydantic model, or Regex.*; this is a str"),
     ],
 )
 async def test_what_cannot_be_a_constraint_is_refused_and_the_next_call_works(fast_runtime, constraint, text):
