@@ -8,7 +8,7 @@ from enum import Enum
 
 from treadle.scheduler.commands import SamplingParams, Usage
 from treadle.scheduler.graph import ProgramGraph
-from treadle.scheduler.kv import Node
+from treadle.scheduler.kv import Lease, Node
 
 USAGE_FIELDS = tuple(field.name for field in fields(Usage))
 
@@ -35,7 +35,12 @@ class Tally:
 
 @dataclass(slots=True, eq=False)
 class Program:
-    """An open program: its live calls, those that ended and may have left a tail, and the account."""
+    """An open program: its live calls, those that ended and may have left a tail, its leases, and the account.
+
+    `service_s` is the attained service of all its calls so far, the live ones included. `tool` names what it waits for
+    outside, as far as that was told. `path_s` is the service along the longest chain of calls that
+    ended.
+    """
 
     id: str
     kind: str
@@ -45,6 +50,12 @@ class Program:
     calls: dict[str, Call] = field(default_factory=dict)
     num_calls: int = 0
     tails: set[str] = field(default_factory=set)
+    leases: dict[str, Lease] = field(default_factory=dict)
+    opened: float = 0.0
+    service_s: float = 0.0
+    path_s: float = 0.0
+    tool: str = ""
+    pinned: bool = False
     tally: Tally = field(default_factory=Tally)
 
 
@@ -91,6 +102,7 @@ class Call:
     extends: str | None
     num_prompt_tokens: int
     waiting_since: float
+    path_s: float
 
     status: Status = Status.PARKED
     slot: int = -1
@@ -144,3 +156,4 @@ class Call:
         self.num_accounted_tokens = max(end, known)
         self.tally.steps += 1
         self.tally.service_s += service_s
+        self.program.service_s += service_s

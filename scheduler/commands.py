@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -103,7 +104,7 @@ class SubmitCall:
 
     call_id: str
     program_id: str
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
     open: bool = False
@@ -118,7 +119,7 @@ class AppendPrompt:
     """Appends tokens to the prompt of an open call; `close` completes it."""
 
     call_id: str
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
     close: bool = False
 
 

@@ -6,17 +6,40 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds of engine time that computing and loading KV take.
+
+    Attributes:
+        per_token: For each new token.
+        per_pair: For each new token times the tokens before it.
+        load: For each token loaded from host memory.
+    """
+
+    per_token: float = 27e-6
+    per_pair: float = 1.17e-9
+    load: float = 2.6e-6
+
+    def compute(self, start: int, end: int) -> float:
+        """To prefill the tokens `start .. end` of a context."""
+        return (end - start) * (self.per_token + self.per_pair * (start + end) / 2)
+
+
+@dataclass(frozen=True, slots=True)
 class SchedulerConfig:
     """Sizes and policies.
 
     Attributes:
         num_pages: Pages of KV in the pool.
-        vocab_size: Token ids are below this.
+        vocab_size: Token ids are below this; None takes any.
         max_context: Most tokens of a call, prompt and generation together; a small pool allows fewer.
         page_size: Tokens in a page.
         num_slots: Most calls that run at once.
         max_step_tokens: Most tokens computed in one step; longer prompts are computed in chunks.
-        order, retention: Names of policies.
+        order, retention, admission: Names of policies.
+        num_host_pages: Pages of KV that host memory holds beside them; 0 for none.
+        max_step_moves: Most pages saved, and most loaded, in one step.
+        patience: How much longer than break-even Treadle's policies wait for a program that is away.
+        costs: What computing and moving costs, for policies that weigh one against the other.
         prefix_cache: Whether calls share pages with what other calls computed.
         max_calls, max_programs: Live ones; more are refused.
         max_nodes: Nodes of one program's graph; more are refused.
@@ -24,13 +47,18 @@ class SchedulerConfig:
     """
 
     num_pages: int
-    vocab_size: int
+    vocab_size: int | None
     max_context: int
     page_size: int = 16
     num_slots: int = 64
     max_step_tokens: int = 512
     order: str = "program-fcfs"
     retention: str = "lru"
+    admission: str = "greedy"
+    num_host_pages: int = 0
+    max_step_moves: int = 256
+    costs: Costs = Costs()
+    patience: float = 1.0
     prefix_cache: bool = True
     max_calls: int = 8192
     max_programs: int = 8192

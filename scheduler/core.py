@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from treadle.scheduler.call import Call, Program, Status
@@ -30,11 +30,12 @@ from treadle.scheduler.commands import (
 )
 from treadle.scheduler.config import SchedulerConfig
 from treadle.scheduler.graph import ProgramGraph
+from treadle.scheduler.leases import Leases
 from treadle.scheduler.limits import Limits, Problem
 from treadle.scheduler.memory import CallMemory
 from treadle.scheduler.plan import RowOutput, StepPlan, StepResult
 from treadle.scheduler.planner import Planner
-from treadle.scheduler.policies import ORDERS, RETENTIONS
+from treadle.scheduler.policies import ADMISSIONS, ORDERS, RETENTIONS, Books, Residency
 from treadle.scheduler.roster import Roster
 
 T = TypeVar("T")
@@ -51,12 +52,27 @@ class Scheduler:
         self.config = config
         self.limits = Limits(config.max_context, config.num_pages * config.page_size, config.vocab_size)
         self.decisions: deque[Decision] = deque(maxlen=config.max_decisions)
-        retention = _choose("retention", config.retention, RETENTIONS)()
-        order = _choose("order", config.order, ORDERS)()
-        self.memory = CallMemory(config.num_pages, config.page_size, retention)
-        self._roster = Roster(config.num_slots, order)
-        self._planner = Planner(self.memory, self._roster, config.max_step_tokens, self._decide)
         self._programs: dict[str, Program] = {}
+        self.books = Books(config, self._programs)
+        order = _make("order", config.order, ORDERS, self.books)
+        self.residency = Residency(self.books, order, config.patience)
+        self._retention = _make("retention", config.retention, RETENTIONS, self.books, self.residency)
+        admission = _make("admission", config.admission, ADMISSIONS, self.books, self.residency)
+        self.memory = self.books.memory = CallMemory(
+            config.num_pages, config.num_host_pages, config.page_size, config.max_step_moves, self._retention
+        )
+        self._roster = Roster(config.num_slots, order)
+        self._leases = Leases(self.memory.tree)
+        self._planner = Planner(
+            self.memory,
+            self._roster,
+            self._leases,
+            self._retention,
+            admission,
+            self.books,
+            config.max_step_tokens,
+            self._decide,
+        )
         self._calls: dict[str, Call] = {}
         self._in_flight: deque[tuple[StepPlan, list[tuple[Call, int]]]] = deque()
         self._num_arrivals = 0
@@ -66,6 +82,7 @@ class Scheduler:
 
     def apply(self, command: Command, now: float) -> list[Event]:
         """Carries out one command. What cannot be done is answered by an event, never by an exception."""
+        self._planner.stale = True
         match command:
             case OpenProgram():
                 return self._open_program(command, now)
@@ -93,7 +110,7 @@ class Scheduler:
             text = f"{self.config.max_programs} programs are open; end one, or try again later"
             return [Rejected(command.program_id, "overloaded", text)]
         self._programs[command.program_id] = Program(
-            command.program_id, command.kind, command.tenant, self._next_arrival(), ProgramGraph(now)
+            command.program_id, command.kind, command.tenant, self._next_arrival(), ProgramGraph(now), opened=now
         )
         return []
 
@@ -120,6 +137,7 @@ class Scheduler:
             return [Rejected(command.node_id, "unknown_node", text)]
         if isinstance(command, Wait):
             program.graph.began(command.node_id, now)
+            self._leases.tell(program, program.graph.name(command.node_id))
         else:
             program.graph.ended(command.node_id, now)
         return []
@@ -150,6 +168,7 @@ class Scheduler:
             extends=command.extends if command.extends in program.tails else None,
             num_prompt_tokens=len(command.token_ids),
             waiting_since=now,
+            path_s=program.path_s,
             stop_token_ids=frozenset(command.sampling.stop_token_ids),
         )
         self._calls[call.id] = program.calls[call.id] = call
@@ -160,8 +179,19 @@ class Scheduler:
             parent.forks.append(call)
             self._decide(now, "park", call.id, f"forks {parent.id}, whose prompt is not computed yet")
         elif call.tokens:
-            self._roster.enqueue(call, now)
+            self._enqueue(call, now)
         return []
+
+    def _enqueue(self, call: Call, now: float) -> None:
+        """A call has work to do from now on; whoever came to rest where it begins has come back in it."""
+        self._planner.stale = True
+        match = self.memory.find(call, now)
+        node = match.hosted[-1] if match.hosted else match.node
+        claimed = self._leases.claim(call, node)
+        if claimed is not None and claimed.pause is not None:
+            self.books.pauses.add(claimed.pause, now - claimed.since)
+        self._leases.wait(call, node, now)
+        self._roster.enqueue(call, now)
 
     def _submit_problem(self, command: SubmitCall) -> Problem:
         if command.call_id in self._calls:
@@ -205,7 +235,7 @@ class Scheduler:
         if command.close and call.max_tokens is None:
             call.max_tokens = self.limits.max_context - num_prompt
         if call.status is Status.PARKED and (command.token_ids or command.close):
-            self._roster.enqueue(call, now)
+            self._enqueue(call, now)
         elif call.status is Status.WAITING:
             self._roster.reorder()
         return []
@@ -217,6 +247,9 @@ class Scheduler:
         events: list[Event] = [self._finish(call, "aborted", now) for call in list(program.calls.values())]
         for call_id in sorted(program.tails):
             self.memory.forget_tail(call_id)
+        self._leases.drop(program)
+        self._retention.resumed(program, now)
+        self.books.turns.append(program.num_calls)
         del self._programs[program.id]
         graph = program.graph
         ended = ProgramEnded(
@@ -247,10 +280,12 @@ class Scheduler:
         """Takes the result of the oldest plan in flight: tokens are appended, pages published, calls ended."""
         plan, calls = self._in_flight.popleft()
         assert plan.step_id == result.step_id, f"result of step {result.step_id}, expected {plan.step_id}"
-        self.memory.step_completed(plan.step_id)
+        if self.memory.step_completed(plan.step_id, now):
+            self._planner.stale = True
+        more = result.repeated - 1
         outputs = {output.call_id: output for output in result.outputs}
         failed = dict(result.failed)
-        seconds_per_token = result.duration / plan.num_tokens
+        seconds_per_token = result.duration / max(1, plan.num_tokens)
         events: list[Event] = []
         for row, (call, epoch) in zip(plan.rows, calls, strict=True):
             if call.status is Status.FINISHED:
@@ -259,9 +294,13 @@ class Scheduler:
                 call.num_pending -= row.sample
                 events.append(self._finish(call, "error", now, "engine", failed[row.call_id]))
             else:
-                call.account_computed(row.start, row.end, row.count * seconds_per_token)
+                call.num_planned_tokens += more
+                call.account_computed(row.start, row.end + more, row.count * seconds_per_token)
+                if row.sample:
+                    call.num_pending -= 1
+                    call.tokens.extend(outputs[row.call_id].token_ids)
                 if call.epoch == epoch:
-                    self._advance(call, row.end, now)
+                    self._advance(call, row.end + more, now)
                 if row.sample:
                     events += self._commit(call, outputs[row.call_id], call.epoch == epoch, now)
                 elif call.epoch == epoch and call.num_computed_tokens == call.num_tokens:
@@ -278,14 +317,13 @@ class Scheduler:
             self._release_forks(call, now)
 
     def _commit(self, call: Call, output: RowOutput, keeps_slot: bool, now: float) -> list[Event]:
-        """Appends a sampled token, and ends the call if it was the last."""
-        call.num_pending -= 1
-        call.tokens.append(output.token_id)
-        call.num_sent_tokens += keeps_slot
-        call.tally.decoded += 1
+        """Reports sampled tokens, and ends the call if they were its last."""
+        if keeps_slot:
+            call.num_sent_tokens += len(output.token_ids)
+        call.tally.decoded += len(output.token_ids)
         logprobs = (output.logprob,) if output.logprob is not None else ()
-        events: list[Event] = [TokensOut(call.id, (output.token_id,), output.text, logprobs)]
-        if output.stop or output.token_id in call.stop_token_ids:
+        events: list[Event] = [TokensOut(call.id, output.token_ids, output.text, logprobs)]
+        if output.stop or output.token_ids[-1] in call.stop_token_ids:
             events.append(self._finish(call, "stop", now))
         elif call.max_tokens is not None and len(call.tokens) - call.num_prompt_tokens >= call.max_tokens:
             events.append(self._finish(call, "length", now))
@@ -293,27 +331,34 @@ class Scheduler:
 
     def _park(self, call: Call, now: float) -> None:
         """All known tokens are computed: the slot is given up. What was computed stays, as long as memory lasts."""
-        self.memory.detach(call, now, keep_tail=True)
+        self._leases.park(call, self.memory.detach(call, now, keep_tail=True), now)
         self._roster.leave(call, Status.PARKED, now)
         if not call.open:
-            self._roster.enqueue(call, now)
+            self._enqueue(call, now)
 
     def _release_forks(self, parent: Call, now: float) -> None:
         for fork in parent.forks:
             if fork.status is Status.PARKED:
-                self._roster.enqueue(fork, now)
+                self._enqueue(fork, now)
         parent.forks.clear()
 
     def _finish(
         self, call: Call, reason: FinishReason, now: float, error: ErrorCode | None = None, message: str = ""
     ) -> CallFinished:
+        self._planner.stale = True
+        self._leases.end(call)
         if call.node is not None:
             # A step in flight may still write the last page: then it is not kept.
             idle = call.num_planned_tokens == call.num_computed_tokens
             keep_tail = idle and reason in ("stop", "length")
-            self.memory.detach(call, now, keep_tail=keep_tail)
+            node = self.memory.detach(call, now, keep_tail=keep_tail)
             if keep_tail:
                 call.program.tails.add(call.id)
+                call.program.tool = ""
+                lease = self._leases.park(call, node, now)
+                if not call.program.calls.keys() - {call.id}:
+                    self._retention.rested(call.program, lease, now)
+                self.books.outputs.add((call.program.kind, ""), call.num_generated)
         else:
             self.memory.forget_tail(call.id)
         self._roster.leave(call, Status.FINISHED, now)
@@ -322,6 +367,7 @@ class Scheduler:
         if call.node_id is not None:
             program.graph.ended(call.node_id, now)
         program.tally.add(call.tally)
+        program.path_s = max(program.path_s, call.path_s + call.tally.service_s)
         del self._calls[call.id], program.calls[call.id]
         self._decide(now, "finish", call.id, message or reason)
         return CallFinished(call.id, reason, call.tally.usage(), error=error, message=message)
@@ -344,7 +390,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Calls that have work to do and hold no slot."""
-        return len(self._roster.waiting())
+        return self._roster.num_waiting
 
     def check_integrity(self) -> None:
         """Asserts everything that must hold between any two calls of this class. For tests: it walks all state."""
@@ -375,7 +421,13 @@ def _no_such_call(call_id: str) -> Rejected:
     return Rejected(call_id, "unknown_call", f"call {call_id!r} is not live; it may have ended already")
 
 
-def _choose(what: str, name: str, choices: Mapping[str, type[T]]) -> type[T]:
+def _make(what: str, name: str, choices: Mapping[str, Callable[..., T]], *context: object) -> T:
+    """Makes the policy `name`, which may carry an argument as in `fixed:30`."""
+    kind, _, argument = name.partition(":")
+    return _choose(what, kind, choices)(*context, argument)
+
+
+def _choose(what: str, name: str, choices: Mapping[str, T]) -> T:
     if name not in choices:
         raise ValueError(f"unknown {what} policy {name!r}; choose one of {', '.join(sorted(choices))}")
     return choices[name]

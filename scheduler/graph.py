@@ -35,6 +35,10 @@ class ProgramGraph:
         """Every node, in the order of declaration."""
         return (node.declared for node in self._nodes.values())
 
+    def name(self, node_id: str) -> str:
+        """The name of a declared node."""
+        return self._nodes[node_id].declared.name
+
     def declare(self, command: DeclareNode) -> None:
         """Adds a node, or inputs to one that was declared before."""
         known = self._nodes.get(command.node_id)

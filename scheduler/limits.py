@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,16 +17,16 @@ class Limits:
 
     model_context: int
     pool_tokens: int
-    vocab_size: int
+    vocab_size: int | None
 
     @property
     def max_context(self) -> int:
         """Most tokens of a call, prompt and generation together."""
         return min(self.model_context, self.pool_tokens)
 
-    def tokens(self, token_ids: tuple[int, ...]) -> Problem:
+    def tokens(self, token_ids: Sequence[int]) -> Problem:
         """Token ids must be in the vocabulary."""
-        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self.vocab_size):
+        if self.vocab_size is not None and token_ids and not (min(token_ids) >= 0 and max(token_ids) < self.vocab_size):
             return "bad_token", f"token ids must lie in 0 .. {self.vocab_size - 1}"
         return None
 

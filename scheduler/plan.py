@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from array import array
 from dataclasses import dataclass
 
 from treadle.scheduler.commands import TokenLogprob
@@ -32,7 +34,7 @@ class TokenWrite:
 
     slot: int
     position: int
-    token_ids: tuple[int, ...]
+    token_ids: array[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,17 @@ class PageWrite:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What the engine does in one step, in this order: copy pages, write tokens and page entries, compute, sample.
+    """What the engine does in one step: save, copy, write tokens and page entries, compute and sample; load meanwhile.
 
-    Rows with a count of one come first. Copies read all their sources before they write.
+    Rows with a count of one come first. Copies read all their sources before they write. A plan that only moves pages
+    has no rows.
+
+    Attributes:
+        saves: Pairs of a page and the slot of host memory that it is copied to.
+        loads: Pairs of a slot of host memory and the page that it is copied to; no row of this step reads that.
+        repeat: How often the plan could be carried out in a row, each row one token further each time, with nothing to
+            decide in between. Whoever simulates steps may do that; see `StepResult.repeated`.
+        valid_until: When a decision is due that only time brings.
     """
 
     step_id: int
@@ -56,6 +66,10 @@ class StepPlan:
     copies: tuple[tuple[int, int], ...] = ()
     token_writes: tuple[TokenWrite, ...] = ()
     page_writes: tuple[PageWrite, ...] = ()
+    saves: tuple[tuple[int, int], ...] = ()
+    loads: tuple[tuple[int, int], ...] = ()
+    repeat: int = 1
+    valid_until: float = math.inf
 
     @property
     def num_tokens(self) -> int:
@@ -65,10 +79,10 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class RowOutput:
-    """What a row sampled. `stop` says that the text reached a stop string."""
+    """What a row sampled: one token, or one for each repetition. `stop` says that the text reached a stop string."""
 
     call_id: str
-    token_id: int
+    token_ids: tuple[int, ...]
     text: str = ""
     stop: bool = False
     logprob: TokenLogprob | None = None
@@ -76,9 +90,13 @@ class RowOutput:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What became of a plan: a token for each sampling row, or the reason why a call's row could not be computed."""
+    """What became of a plan: a token for each sampling row, or the reason why a call's row could not be computed.
+
+    `repeated` is how often the plan was carried out, at most its `repeat`; `duration` is that of all together.
+    """
 
     step_id: int
     duration: float
     outputs: tuple[RowOutput, ...]
     failed: tuple[tuple[str, str], ...] = ()
+    repeated: int = 1

@@ -15,22 +15,33 @@ class Roster:
         self.running: list[Call] = []
         self._waiting: list[Call] = []
         self._is_sorted = True
+        self._ranked: list[Call] | None = None
         self._order = order
         self._num_slots = num_slots
         self._free_slots = list(range(num_slots - 1, -1, -1))
 
-    def rank(self, call: Call) -> tuple[int, ...]:
+    def rank(self, call: Call, now: float) -> tuple[float, ...]:
         """The lowest is served first and preempted last."""
-        return (call.open, *self._order.rank(call))
+        return (call.open, *self._order.rank(call, now))
 
     @property
     def num_free_slots(self) -> int:
         return len(self._free_slots)
 
-    def waiting(self) -> list[Call]:
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def ranked_running(self, now: float) -> list[Call]:
+        """The running calls, the first in rank first. The list may be kept: it does not change later."""
+        if self._ranked is None:
+            self._ranked = sorted(self.running, key=lambda call: self.rank(call, now))
+        return self._ranked
+
+    def waiting(self, now: float) -> list[Call]:
         """The waiting calls, the next one first. The list may be kept: it does not change later."""
         if not self._is_sorted:
-            self._waiting.sort(key=self.rank)
+            self._waiting.sort(key=lambda call: self.rank(call, now))
             self._is_sorted = True
         return list(self._waiting)
 
@@ -43,8 +54,9 @@ class Roster:
         self._is_sorted = False
 
     def reorder(self) -> None:
-        """The rank of a waiting call has changed."""
+        """Ranks have changed."""
         self._is_sorted = False
+        self._ranked = None
 
     def admit(self, call: Call, now: float) -> None:
         """Gives a waiting call a slot."""
@@ -55,6 +67,7 @@ class Roster:
         call.num_sent_tokens = call.num_sent_pages = 0
         call.wait_reason = ""
         self.running.append(call)
+        self._ranked = None
 
     def leave(self, call: Call, status: Status, now: float) -> None:
         """Takes a call out of the queue or its slot; it is parked or finished from now on."""
@@ -63,6 +76,7 @@ class Roster:
             call.tally.queued_s += now - call.waiting_since
         elif call.status is Status.RUNNING:
             self.running.remove(call)
+            self._ranked = None
             self._free_slots.append(call.slot)
             call.slot = -1
             call.epoch += 1

@@ -42,7 +42,7 @@ class DeviceState:
             ops.copy_pages(self.kv, sources, targets)
         for tokens in plan.token_writes:
             end = tokens.position + len(tokens.token_ids)
-            self.token_pool[tokens.slot, tokens.position : end] = torch.tensor(tokens.token_ids)
+            self.token_pool[tokens.slot, tokens.position : end] = torch.frombuffer(tokens.token_ids, dtype=torch.int32)
         for entry in plan.page_writes:
             self.page_table[entry.slot, entry.index : entry.index + len(entry.pages)] = torch.tensor(entry.pages)
 

@@ -230,7 +230,7 @@ class Engine:
             if not call.matcher.accept(token.token_id):
                 raise RuntimeError(f"the grammar refuses token {token.token_id}, which its mask allowed")
             stop = stop or call.matcher.is_done
-        return RowOutput(token.row.call_id, token.token_id, text, stop, token.logprob)
+        return RowOutput(token.row.call_id, (token.token_id,), text, stop, token.logprob)
 
     def _with_last_text(self, events: list[Event]) -> list[Event]:
         """Forgets the calls that ended, and gives their last event the text that was held back."""

@@ -1,6 +1,19 @@
-"""Policies, chosen by name: `order` says who goes first, `retention` what is evicted first."""
+"""Policies, chosen by name: who goes first, who may start, what is kept."""
 
+from treadle.scheduler.policies.admission import ADMISSIONS, AdmissionPolicy
+from treadle.scheduler.policies.books import Books, Foresight
 from treadle.scheduler.policies.order import ORDERS, OrderPolicy
+from treadle.scheduler.policies.residency import Residency
 from treadle.scheduler.policies.retention import RETENTIONS, RetentionPolicy
 
-__all__ = ["ORDERS", "RETENTIONS", "OrderPolicy", "RetentionPolicy"]
+__all__ = [
+    "ADMISSIONS",
+    "ORDERS",
+    "RETENTIONS",
+    "AdmissionPolicy",
+    "Books",
+    "Foresight",
+    "OrderPolicy",
+    "Residency",
+    "RetentionPolicy",
+]

@@ -2,30 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from treadle.scheduler.call import Call
+from treadle.scheduler.call import Call, Program
+from treadle.scheduler.policies.books import Books
+
+Rank = tuple[float, ...]
 
 
 class OrderPolicy(Protocol):
-    """Ranks calls. Ranks are compared, and a call's rank does not change while it waits."""
+    """Ranks calls, and programs among each other. Looked at again when something happens, not by time alone."""
 
-    def rank(self, call: Call) -> tuple[int, ...]: ...
+    def rank(self, call: Call, now: float) -> Rank: ...
+
+    def program_rank(self, program: Program, now: float) -> Rank: ...
 
 
 class Fcfs:
     """Calls in the order in which they came, as request-level servers do."""
 
-    def rank(self, call: Call) -> tuple[int, ...]:
+    def rank(self, call: Call, now: float) -> Rank:
         return (call.arrival,)
+
+    def program_rank(self, program: Program, now: float) -> Rank:
+        return (program.arrival,)
 
 
 class ProgramFcfs:
     """Calls of the oldest program first, so that programs finish one after another."""
 
-    def rank(self, call: Call) -> tuple[int, ...]:
+    def rank(self, call: Call, now: float) -> Rank:
         return (call.program.arrival, call.arrival)
 
+    def program_rank(self, program: Program, now: float) -> Rank:
+        return (program.arrival,)
 
-ORDERS: Mapping[str, type[OrderPolicy]] = {"fcfs": Fcfs, "program-fcfs": ProgramFcfs}
+
+class PinnedFirst(ProgramFcfs):
+    """Continuum's: programs that have a pin before the others, then the oldest program (arXiv 2511.02230)."""
+
+    def rank(self, call: Call, now: float) -> Rank:
+        return (not call.program.pinned, *super().rank(call, now))
+
+
+class Plas:
+    """PLAS of Autellix (arXiv 2502.13965): least attained service first, in queues whose thresholds double.
+
+    A program is in the queue that its service has come to; in a queue the first come is served first. A program that
+    has waited `patience` times as long as it was served goes to the first queue, as in the paper's starvation rule.
+    """
+
+    def __init__(self, first_threshold_s: float = 2.0, num_queues: int = 7, patience: float = 8.0) -> None:
+        self._thresholds = [first_threshold_s * 2**index for index in range(num_queues - 1)]
+        self._patience = patience
+
+    def rank(self, call: Call, now: float) -> Rank:
+        waited = call.program.tally.queued_s + (now - call.waiting_since)
+        if waited > self._patience * max(1.0, call.program.service_s):
+            return (0, call.arrival)
+        return (self._queue(self.service(call)), call.arrival)
+
+    def program_rank(self, program: Program, now: float) -> Rank:
+        return (self._queue(program.service_s), program.arrival)
+
+    def service(self, call: Call) -> float:
+        """The attained service that ranks a call: its program's, all calls together."""
+        return call.program.service_s
+
+    def _queue(self, service_s: float) -> int:
+        return sum(service_s >= threshold for threshold in self._thresholds)
+
+
+class Atlas(Plas):
+    """ATLAS of Autellix: as PLAS, with the service along the longest path to the call, so that branches do not add."""
+
+    def service(self, call: Call) -> float:
+        return call.path_s + call.tally.service_s
+
+
+ORDERS: Mapping[str, Callable[[Books, str], OrderPolicy]] = {
+    "fcfs": lambda books, _: Fcfs(),
+    "program-fcfs": lambda books, _: ProgramFcfs(),
+    "continuum": lambda books, _: PinnedFirst(),
+    "plas": lambda books, seconds: Plas(float(seconds or 2)),
+    "atlas": lambda books, seconds: Atlas(float(seconds or 2)),
+}

@@ -16,7 +16,7 @@ from typing import Literal
 PauseKind = Literal["tool", "person", "agent", "none"]
 Half = Literal["tune", "report"]
 
-NUM_TOKEN_IDS = 2**31
+NUM_BLOCK_IDS = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,11 @@ class Blocks:
         """Blocks of runs, which may be empty or continue each other.
 
         Raises:
-            ValueError: a run has a negative id or a negative length.
+            ValueError: a run has a negative length, or ids outside 0 .. 2**30 - 1.
         """
         merged: list[tuple[int, int]] = []
         for start, count in runs:
-            if start < 0 or count < 0:
+            if start < 0 or count < 0 or start + count > NUM_BLOCK_IDS:
                 raise ValueError(f"a run of blocks cannot be ({start}, {count})")
             if merged and sum(merged[-1]) == start:
                 merged[-1] = (merged[-1][0], merged[-1][1] + count)
@@ -149,8 +149,9 @@ class Workload:
 def token_ids(blocks: Blocks, prompt_tokens: int, block_tokens: int, salt: str) -> array[int]:
     """The first `prompt_tokens` token ids of blocks.
 
-    Block `b` of a salt is the ids ``origin(salt) + b * block_tokens + offset``, modulo 2**31. So different blocks of a
-    salt have no id in common, up to 2**31 ids, and blocks of different salts begin alike with a chance of 1 in 2**31.
+    A block of a salt begins with an id of its own, and goes on with one that all blocks of the salt have in common. So
+    two prompts agree up to the first block that differs, and making 100,000 ids takes a fraction of a millisecond.
+    Different salts begin alike with a chance of about 1 in 2**30.
 
     Raises:
         ValueError: there are fewer blocks than that.
@@ -177,7 +178,7 @@ def next_output(call: CallSpec, following: CallSpec | None, block_tokens: int, s
         end_known = min(end, following.prompt_tokens)
         if begin < end_known:
             output = _ids(following.prompt, begin, end_known, block_tokens, salt)
-    return output + _range(_origin(f"output of {fresh}"), end - begin - len(output))
+    return output + array("i", [_origin(f"output of {fresh}")]) * (end - begin - len(output))
 
 
 def close_prompts(calls: Sequence[CallSpec], block_tokens: int, fresh_id: int) -> tuple[CallSpec, ...]:
@@ -256,25 +257,18 @@ def select(workload: Workload, seed: int, n: int) -> Workload:
 
 def _ids(blocks: Blocks, begin: int, end: int, block_tokens: int, salt: str) -> array[int]:
     origin = _origin(salt)
-    ids, position = array("i"), 0
-    for start, count in blocks.runs:
-        low, high = max(begin - position, 0), min(end - position, count * block_tokens)
-        if low < high:
-            ids += _range(origin + start * block_tokens + low, high - low)
-        position += count * block_tokens
-    if len(ids) != end - begin:
+    first = begin // block_tokens
+    part = blocks.part(first, -(-end // block_tokens))
+    if (first + len(part)) * block_tokens < end:
         raise ValueError(f"{len(blocks)} blocks of {block_tokens} tokens do not hold {end} tokens")
-    return ids
+    ids = array("i", [origin]) * (len(part) * block_tokens)
+    heads = array("i")
+    for start, count in part.runs:
+        heads.extend(range(origin + 1 + start, origin + 1 + start + count))
+    ids[::block_tokens] = heads
+    return ids[begin - first * block_tokens : end - first * block_tokens]
 
 
-def _origin(salt: str) -> int:
-    return int.from_bytes(hashlib.sha256(salt.encode()).digest()[:4], "big") % NUM_TOKEN_IDS
-
-
-def _range(start: int, count: int) -> array[int]:
-    """Consecutive ids, modulo their number."""
-    start %= NUM_TOKEN_IDS
-    ids = array("i", range(start, min(start + count, NUM_TOKEN_IDS)))
-    while len(ids) < count:
-        ids.extend(range(min(count - len(ids), NUM_TOKEN_IDS)))
-    return ids
+def _origin(name: str) -> int:
+    """An id below half of the ids, so that blocks can be counted from it."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % (NUM_BLOCK_IDS - 1)

@@ -29,13 +29,17 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(
         ahead=st.booleans(),
-        order=st.sampled_from(["fcfs", "program-fcfs"]),
+        order=st.sampled_from(["fcfs", "program-fcfs", "plas:0.02", "atlas:0.02", "continuum"]),
+        retention=st.sampled_from(["lru", "fixed:0.05", "continuum", "continuum-released:0.5", "treadle"]),
+        admission=st.sampled_from(["greedy", "pause-resume", "aimd", "treadle"]),
+        num_host_pages=st.sampled_from([0, 5, 60]),
+        max_step_moves=st.sampled_from([1, 3, 100]),
         num_pages=st.integers(8, 40),
         num_slots=st.integers(1, 6),
         max_step_tokens=st.sampled_from([3, 16, 64]),
         prefix_cache=st.booleans(),
     )
-    def begin(self, ahead, order, num_pages, num_slots, max_step_tokens, prefix_cache):
+    def begin(self, ahead, num_pages, num_slots, max_step_tokens, prefix_cache, **choices):
         config = SchedulerConfig(
             num_pages=num_pages,
             vocab_size=VOCAB,
@@ -43,7 +47,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             page_size=4,
             num_slots=num_slots,
             max_step_tokens=max_step_tokens,
-            order=order,
+            **choices,
             prefix_cache=prefix_cache,
         )
         self.config, self.ahead = config, ahead
@@ -161,6 +165,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.engine.run()
         self.engine.scheduler.check_integrity()
         self.every_call_ended_rightly()
+        for program in self.programs:
+            self.send(EndProgram(program))
         self.the_pool_is_whole()
         self.a_rerun_decides_the_same()
 

@@ -55,6 +55,7 @@ class FakeEngine:
         self._token_pool: dict[tuple[int, int], int] = {}
         self._page_table: dict[tuple[int, int], int] = {}
         self._kv: dict[tuple[int, int], int] = {}
+        self._host: dict[tuple[int, int], int] = {}
         self._results: deque[StepResult] = deque()
 
     def send(self, *commands) -> list[Event]:
@@ -83,6 +84,10 @@ class FakeEngine:
 
     def _execute(self, plan: StepPlan) -> StepResult:
         size = self.config.page_size
+        assert max(len(plan.saves), len(plan.loads)) <= self.config.max_step_moves
+        for page, slot in plan.saves:
+            for offset in range(size):
+                self._host[slot, offset] = self._kv[page, offset]
         copied = {
             (target, offset): self._kv[source, offset]
             for source, target in plan.copies
@@ -113,7 +118,10 @@ class FakeEngine:
             if row.sample:
                 token = state % self.config.vocab_size
                 self._token_pool[row.slot, row.end] = token
-                outputs.append(RowOutput(row.call_id, token))
+                outputs.append(RowOutput(row.call_id, (token,)))
+        for slot, page in plan.loads:
+            for offset in range(size):
+                self._kv[page, offset] = self._host[slot, offset]
         return StepResult(plan.step_id, STEP_S, tuple(outputs), tuple(failed))
 
     def _record(self, events: list[Event]) -> None:

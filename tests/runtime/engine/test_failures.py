@@ -223,7 +223,7 @@ def test_sizes_below_one_are_refused(option):
 
 
 def test_unknown_policies_are_refused_with_the_choices():
-    with pytest.raises(InvalidRequestError, match="unknown order policy 'lifo'; choose one of fcfs, program-fcfs"):
+    with pytest.raises(InvalidRequestError, match="unknown order policy 'lifo'; choose one of atlas, continuum, fcfs"):
         Bench(order="lifo")
 
 

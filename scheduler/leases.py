@@ -1,0 +1,78 @@
+"""The leases of programs: granted when a call comes to rest, claimed when it or its continuation goes on."""
+
+from __future__ import annotations
+
+from treadle.scheduler.call import Call, Program
+from treadle.scheduler.kv import Lease, Node, PrefixTree
+
+MAX_LEASES = 256
+
+
+class Leases:
+    """Who will come back to which node. A program has at most `MAX_LEASES`; the oldest falls first."""
+
+    def __init__(self, tree: PrefixTree) -> None:
+        self._tree = tree
+
+    def wait(self, call: Call, node: Node, now: float) -> None:
+        """A call waits for a slot: its pages are wanted at once."""
+        self._grant(call, node, now, None)
+
+    def park(self, call: Call, node: Node, now: float) -> Lease:
+        """A call is parked, or has ended and will be continued: its pages are wanted after a pause."""
+        return self._grant(call, node, now, (call.program.kind, call.program.tool))
+
+    def end(self, call: Call) -> None:
+        """The call's own lease, if it has one, is over: it runs, or nobody will continue it."""
+        lease = call.program.leases.pop(call.id, None)
+        if lease is not None:
+            self._tree.release(lease)
+
+    def claim(self, call: Call, node: Node) -> Lease | None:
+        """Ends the lease that a call continues: of the call that it extends, else of its program on the same path."""
+        leases = call.program.leases
+        lease = leases.get(call.extends) if call.extends is not None else None
+        if lease is None:
+            near = [lease for lease in leases.values() if lease.pause is not None and _related(lease.node, node)]
+            lease = max(near, key=lambda lease: lease.since, default=None)
+        if lease is not None:
+            del leases[lease.owner]
+            self._tree.release(lease)
+        return lease
+
+    def tell(self, program: Program, tool: str) -> None:
+        """What a program waits for is known now, by name."""
+        program.tool = tool
+        for lease in program.leases.values():
+            if lease.pause is not None:
+                lease.pause = (program.kind, tool)
+
+    def drop(self, program: Program) -> None:
+        """The program has ended: nobody will come back."""
+        for lease in program.leases.values():
+            self._tree.release(lease)
+        program.leases.clear()
+
+    def _grant(self, call: Call, node: Node, now: float, pause: tuple[str, str] | None) -> Lease:
+        program = call.program
+        self.end(call)
+        if len(program.leases) >= MAX_LEASES:
+            self._tree.release(program.leases.pop(next(iter(program.leases))))
+        lease = Lease(call.id, program.id, program.tenant, program.arrival, node, now, pause, call.num_tokens)
+        program.leases[call.id] = lease
+        self._tree.grant(lease)
+        return lease
+
+
+def _related(one: Node, other: Node) -> bool:
+    """Whether one node lies on the other's path, below the root."""
+    return _on_path(one, other) or _on_path(other, one)
+
+
+def _on_path(upper: Node, lower: Node) -> bool:
+    step: Node | None = lower
+    while step is not None and step.parent is not None:
+        if step is upper:
+            return True
+        step = step.parent
+    return False

@@ -1,0 +1,62 @@
+"""What policies may look at: everything the scheduler knows, by one name each."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from treadle.scheduler.call import Call, Program
+from treadle.scheduler.config import SchedulerConfig
+from treadle.scheduler.kv import Lease
+from treadle.scheduler.spread import Spreads
+
+if TYPE_CHECKING:
+    from treadle.scheduler.memory import CallMemory
+
+
+@dataclass(slots=True)
+class Foresight:
+    """What only a simulation can know: when a program will come back (a time), how many tokens a call will generate."""
+
+    returns: Callable[[Lease], float]
+    output_tokens: Callable[[Call], int]
+
+
+@dataclass(slots=True)
+class Books:
+    """The state that decisions are made from.
+
+    Attributes:
+        pauses: Seconds between a turn's end and the next turn, by kind of program and what it waited for.
+        outputs: Tokens that calls generate, by kind of program.
+        turns: Calls that ended programs had.
+        queued: Seconds that calls waited whose program had lost its pages.
+        hits: Known and all tokens of the prompts of the last calls that started.
+        foresight: Takes the place of `pauses` and `outputs` where it is given.
+    """
+
+    config: SchedulerConfig
+    programs: Mapping[str, Program]
+    pauses: Spreads = field(default_factory=Spreads)
+    outputs: Spreads = field(default_factory=Spreads)
+    turns: deque[int] = field(default_factory=lambda: deque(maxlen=256))
+    queued: deque[float] = field(default_factory=lambda: deque(maxlen=256))
+    hits: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=64))
+    foresight: Foresight | None = None
+    memory: CallMemory = field(init=False)
+
+    def expected_pause(self, lease: Lease, now: float) -> float:
+        """Seconds until the owner of a lease is expected to want its pages."""
+        if lease.pause is None:
+            return 0.0
+        if self.foresight is not None:
+            return max(0.0, self.foresight.returns(lease) - now)
+        return self.pauses.of(lease.pause).remaining(now - lease.since)
+
+    def expected_output(self, call: Call) -> float:
+        """Tokens that a call is expected to generate from now on."""
+        if self.foresight is not None:
+            return max(0, self.foresight.output_tokens(call) - call.num_generated)
+        return self.outputs.of((call.program.kind, "")).remaining(call.num_generated)

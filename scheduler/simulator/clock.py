@@ -1,0 +1,320 @@
+"""The simulation: the real scheduler under a virtual clock, with costs in place of an engine.
+
+    heap of (time, program's next act)  --commands-->  Scheduler.apply
+    Scheduler.plan  --StepPlan-->  seconds of the step  --StepResult-->  Scheduler.complete
+
+Only what an engine does is made up: how long a step takes, and which tokens come out. Pages, prefix tree, leases and
+policies are those of production. A plan that could be repeated is repeated at once, up to the next thing that happens.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from treadle.scheduler.commands import (
+    CallFinished,
+    Command,
+    DeclareNode,
+    EndProgram,
+    OpenProgram,
+    Resume,
+    SubmitCall,
+    TokensOut,
+    Wait,
+)
+from treadle.scheduler.config import Costs, SchedulerConfig
+from treadle.scheduler.core import Scheduler
+from treadle.scheduler.plan import RowOutput, StepPlan, StepResult
+from treadle.scheduler.simulator.hardware import Hardware, pairs
+from treadle.scheduler.simulator.workload import ProgramSpec, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a simulation runs on.
+
+    Attributes:
+        pool_tokens, host_tokens: KV that the device and the host hold.
+        concurrency: Programs that run at once, the next one beginning when one ends; None begins each at its `start_s`.
+    """
+
+    hardware: Hardware
+    pool_tokens: int
+    host_tokens: int = 0
+    order: str = "fcfs"
+    retention: str = "lru"
+    admission: str = "greedy"
+    concurrency: int | None = None
+    page_tokens: int = 64
+    patience: float = 1.0
+
+    @property
+    def policy(self) -> str:
+        return f"{self.order}+{self.retention}+{self.admission}"
+
+
+@dataclass(slots=True)
+class ProgramRecord:
+    """What became of a program. Times in seconds of the virtual clock."""
+
+    id: str
+    began: float
+    ended: float = 0.0
+    alone_s: float = 0.0
+    first_token_s: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of all programs.
+
+    `prompt` tokens were `cached` or `prefilled`; `new` is how many nobody could have had cached.
+    """
+
+    programs: list[ProgramRecord] = field(default_factory=list)
+    seconds: float = 0.0
+    busy_s: float = 0.0
+    wall_s: float = 0.0
+    plan_s: float = 0.0
+    steps: int = 0
+    plans: int = 0
+    prompt: int = 0
+    cached: int = 0
+    new: int = 0
+    decoded: int = 0
+    re_prefilled: int = 0
+    saved: int = 0
+    loaded: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A program on its way."""
+
+    spec: ProgramSpec
+    record: ProgramRecord
+    index: int = 0
+    submitted: float = 0.0
+    output: array[int] = field(default_factory=lambda: array("i"))
+    produced: int = 0
+    prompt: array[int] = field(default_factory=lambda: array("i"))
+    known: dict[str, array[int]] = field(default_factory=dict)
+
+    @property
+    def call_id(self) -> str:
+        return f"{self.spec.id}/{self.index}"
+
+
+class Simulation:
+    """Runs a workload to its end."""
+
+    def __init__(self, workload: Workload, setup: Setup) -> None:
+        hardware, page = setup.hardware, setup.page_tokens
+        self.setup = setup
+        self.outcome = Outcome()
+        self.scheduler = Scheduler(
+            SchedulerConfig(
+                num_pages=setup.pool_tokens // page,
+                vocab_size=None,
+                max_context=setup.pool_tokens,
+                page_size=page,
+                num_slots=hardware.rows,
+                max_step_tokens=hardware.step_tokens,
+                num_host_pages=setup.host_tokens // page,
+                order=setup.order,
+                retention=setup.retention,
+                admission=setup.admission,
+                patience=setup.patience,
+                costs=Costs(
+                    hardware.step.per_token_s + hardware.step.fixed_s / hardware.step_tokens,
+                    hardware.step.per_pair_s,
+                    hardware.kv_bytes_per_token / hardware.copy.bytes_per_s_to_device,
+                ),
+            )
+        )
+        self.now = 0.0
+        self._workload = workload
+        self._later: list[tuple[float, int, _Run | None]] = []
+        self._sequence = 0
+        self._runs: dict[str, _Run] = {}
+        self._queue = iter(workload.programs)
+        if setup.concurrency is None:
+            for spec in workload.programs:
+                self._at(spec.start_s, _Run(spec, ProgramRecord(spec.id, spec.start_s)))
+        else:
+            for _ in range(setup.concurrency):
+                self._begin_next()
+
+    def run(self) -> Outcome:
+        """Runs until every program has ended."""
+        began = time.perf_counter()
+        scheduler = self.scheduler
+        while True:
+            while self._later and self._later[0][0] <= self.now:
+                self._act(heapq.heappop(self._later)[2])
+            before = time.perf_counter()
+            plan = scheduler.plan(self.now)
+            self.outcome.plan_s += time.perf_counter() - before
+            self.outcome.plans += 1
+            if plan is not None:
+                self._step(plan)
+            elif self._later:
+                self.now = self._later[0][0]
+            else:
+                break
+        outcome = self.outcome
+        assert scheduler.num_running == scheduler.num_waiting == 0 and not self._runs, "stuck"
+        outcome.seconds = self.now
+        outcome.wall_s = time.perf_counter() - began
+        outcome.saved = scheduler.memory.num_saved * self.setup.page_tokens
+        outcome.loaded = scheduler.memory.num_loaded * self.setup.page_tokens
+        return outcome
+
+    def _at(self, when: float, run: _Run) -> None:
+        self._sequence += 1
+        heapq.heappush(self._later, (when, self._sequence, run))
+
+    def _begin_next(self) -> None:
+        spec = next(self._queue, None)
+        if spec is not None:
+            self._at(self.now, _Run(spec, ProgramRecord(spec.id, self.now)))
+
+    def _send(self, *commands: Command) -> None:
+        for command in commands:
+            events = self.scheduler.apply(command, self.now)
+            assert all(not isinstance(event, CallFinished) for event in events), events
+
+    def _act(self, run: _Run | None) -> None:
+        """A program's next call begins, the program with it if it is the first."""
+        assert run is not None
+        spec, index = run.spec, run.index
+        call = spec.calls[index]
+        if index == 0:
+            self._send(OpenProgram(spec.id, spec.kind))
+        else:
+            self._send(Resume(spec.id, f"{run.call_id}/pause"))
+        run.prompt = self._workload.prompt_ids(spec, index)
+        run.output = self._workload.output_ids(spec, index)
+        run.produced = 0
+        run.submitted = self.now
+        before = run.known.get(call.stream, array("i"))
+        known = _common(before, run.prompt)
+        self.outcome.prompt += len(run.prompt)
+        self.outcome.new += len(run.prompt) - known
+        self._runs[run.call_id] = run
+        self._send(SubmitCall(run.call_id, spec.id, run.prompt))
+
+    def _step(self, plan: StepPlan) -> None:
+        """Carries out a plan, as often as it may be repeated and nothing happens meanwhile."""
+        step = self.setup.hardware.step
+        repeat = plan.repeat
+        new_tokens = prefill_pairs = context = decoding = 0
+        for row in plan.rows:
+            new_tokens += row.count
+            if row.count > 1:
+                prefill_pairs += pairs(row.start, row.count)
+            else:
+                context += row.end
+                decoding += 1
+            if row.sample:
+                run = self._runs[row.call_id]
+                repeat = min(repeat, len(run.output) - run.produced)
+        seconds = step.seconds(new_tokens, prefill_pairs, context) if plan.rows else 0.0
+        until = min(plan.valid_until, self._later[0][0] if self._later else plan.valid_until)
+        growth = step.per_context_token_s * decoding
+        count, total = 1, seconds
+        while count < repeat and self.now + total < until:
+            total += seconds + growth * count
+            count += 1
+        total = max(total, self._copy_seconds(plan))
+        outputs = []
+        for row in plan.rows:
+            if row.sample:
+                run = self._runs[row.call_id]
+                ids = tuple(run.output[run.produced : run.produced + count])
+                run.produced += count
+                outputs.append(RowOutput(row.call_id, ids, stop=run.produced == len(run.output)))
+        self.now += total
+        self.outcome.busy_s += total
+        self.outcome.steps += count
+        result = StepResult(plan.step_id, total, tuple(outputs), repeated=count)
+        for event in self.scheduler.complete(result, self.now):
+            if isinstance(event, CallFinished):
+                self._finished(event)
+            elif isinstance(event, TokensOut):
+                run = self._runs[event.call_id]
+                if run.produced == len(event.token_ids):
+                    run.record.first_token_s.append(self.now - total + seconds - run.submitted)
+
+    def _copy_seconds(self, plan: StepPlan) -> float:
+        """Copies overlap with the step's computing and with each other; they must be done when it ends."""
+        hardware, page = self.setup.hardware, self.setup.page_tokens
+        longest = 0.0
+        for moves, speed in (
+            (plan.saves, hardware.copy.bytes_per_s_to_host),
+            (plan.loads, hardware.copy.bytes_per_s_to_device),
+        ):
+            if moves:
+                size = len(moves) * page * hardware.kv_bytes_per_token
+                longest = max(longest, hardware.copy.fixed_s + size / speed)
+        return longest
+
+    def _finished(self, event: CallFinished) -> None:
+        run = self._runs.pop(event.call_id)
+        assert event.reason == "stop", event
+        spec = run.spec
+        outcome, usage = self.outcome, event.usage
+        outcome.cached += usage.cached
+        outcome.decoded += usage.decoded
+        outcome.re_prefilled += usage.re_prefilled
+        run.known[spec.calls[run.index].stream] = run.prompt + run.output
+        run.index += 1
+        if run.index == len(spec.calls):
+            self.scheduler.apply(EndProgram(spec.id), self.now)
+            run.record.ended = self.now
+            outcome.programs.append(run.record)
+            if self.setup.concurrency is not None:
+                self._begin_next()
+            return
+        call = spec.calls[run.index]
+        pause = f"{run.call_id}/pause"
+        self._send(
+            DeclareNode(spec.id, pause, "tool", call.tool or call.pause_kind),
+            Wait(spec.id, pause),
+        )
+        self._at(self.now + call.pause_s, run)
+
+
+def _common(one: array[int], other: array[int]) -> int:
+    """Length of the common prefix."""
+    length = min(len(one), len(other))
+    if one[:length] == other[:length]:
+        return length
+    low, high = 0, length
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[:middle] == other[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def alone(program: ProgramSpec, hardware: Hardware, known: Iterator[int]) -> float:
+    """Seconds that a program would take with the machine to itself and nothing ever lost."""
+    step, total = hardware.step, 0.0
+    for call, cached in zip(program.calls, known, strict=True):
+        start = min(cached, call.prompt_tokens - 1)
+        while start < call.prompt_tokens:
+            count = min(hardware.step_tokens, call.prompt_tokens - start)
+            total += step.seconds(count, pairs(start, count), 0)
+            start += count
+        count = call.output_tokens - 1
+        total += count * step.seconds(1, 0, 0)
+        total += step.per_context_token_s * (count * call.prompt_tokens + count * (count + 1) / 2)
+        total += call.pause_s
+    return total
