@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from treadle.dsl import In, llm, program, prompt, tool
+from treadle.dsl import In, llm, program, prompt, tool, value
 from treadle.runtime.cli.options import DEFAULT_MODEL, MODEL_HELP, Commands, add_engine_options
 from treadle.runtime.cli.run import run_workflow
 
@@ -36,9 +36,11 @@ async def judge(review: str) -> Literal["positive", "negative"]:
 
 
 @llm(max_tokens=48)
-async def reply(letter: str, price: In[float]) -> str:
+async def reply(order: In[Order], price: In[float]) -> str:
+    wanted = await value(order)
     return prompt(
-        f"Write one friendly sentence to a customer who ordered: {letter} Tell the customer the price: {price} dollars."
+        "Rewrite as one friendly sentence to a customer: "
+        f"Your order of {wanted.quantity} {wanted.item} costs {price} dollars."
     )
 
 
@@ -67,7 +69,7 @@ async def demo(letter: str = "Please send me 2 looms.") -> Summary:
         verdicts = judge.map(REVIEWS)
         order = read_order(letter)
         price = price_of(order)  # type: ignore[arg-type]
-        answer = reply(letter, price)
+        answer = reply(order, price)
         return Summary(order=await order, price=await price, reply=await answer, reviews=list(await verdicts))
 
 
