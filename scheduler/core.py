@@ -331,6 +331,7 @@ class Scheduler:
 
     def _park(self, call: Call, now: float) -> None:
         """All known tokens are computed: the slot is given up. What was computed stays, as long as memory lasts."""
+        self._planner.stale = True
         self._leases.park(call, self.memory.detach(call, now, keep_tail=True), now)
         self._roster.leave(call, Status.PARKED, now)
         if not call.open:

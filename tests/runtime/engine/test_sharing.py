@@ -199,3 +199,13 @@ def test_programs_finish_one_after_the_other_under_program_fcfs():
         bench.run()
         ends[order] = [d.subject for d in bench.scheduler.decisions if d.action == "finish"]
     assert ends == {"fcfs": ["a1", "b1", "a2", "b2"], "program-fcfs": ["a1", "a2", "b1", "b2"]}
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_call_that_an_open_call_leaves_no_room_starts_when_that_one_rests(overlap):
+    bench = Bench(page_size=4, num_pages=16, max_step_tokens=20, overlap=overlap, admission="greedy")
+    bench.submit("open", [5] * 50, open=True)
+    bench.step()
+    bench.submit("complete", PROMPT, max_tokens=4)
+    bench.run()
+    assert bench.calls["complete"].end.reason == "length"
