@@ -35,9 +35,12 @@ def write_kv(cache: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> Non
     flat[1].index_copy_(0, places, values)
 
 
-def copy_pages(cache: Tensor, sources: Tensor, targets: Tensor) -> None:
-    """Copies pages in all layers of `[layers, 2, P, S, K, D]`; reads every source before it writes."""
-    cache[:, :, targets] = cache[:, :, sources]
+def copy_pages(source: Tensor, target: Tensor, sources: Tensor, targets: Tensor) -> None:
+    """Copies pages in all layers of `[layers, 2, P, S, K, D]`, from one cache to another or within one.
+
+    Reads every source before it writes. The two caches may differ in P.
+    """
+    target[:, :, targets] = source[:, :, sources]
 
 
 def decode_attention(q: Tensor, cache: Tensor, pages: Tensor, length: int, mask: Tensor | None) -> Tensor:

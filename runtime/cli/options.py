@@ -22,6 +22,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="element type of weights and KV (default: auto)")
     group.add_argument("--threads", type=int, metavar="N", help="threads for tensor operations (default: torch's)")
     group.add_argument("--kv-pages", type=int, metavar="N", help="pages of KV, 16 tokens each (default: by memory)")
+    group.add_argument(
+        "--host-pages", type=int, default=0, metavar="N", help="pages of KV in a second tier of memory (default: 0)"
+    )
     group.add_argument("--max-context", type=int, metavar="N", help="most tokens of a call (default: the model's)")
 
 
@@ -30,6 +33,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
     return EngineConfig(
         dtype=cast(DType, args.dtype),
         num_pages=args.kv_pages,
+        host_pages=args.host_pages,
         max_context=args.max_context,
         num_threads=args.threads,
     )

@@ -20,37 +20,62 @@ class DeviceState:
     ::
 
         kv          [layers, 2, pages, page_size, kv_heads, head_dim]
+        host_kv     [layers, 2, host_pages, ...]   what was saved of pages that went to others
         token_pool  [slots, max_context]      known and sampled tokens; a sampled token is read from here by the next
         page_table  [slots, max_pages]        step, so it need not come to the host in between
     """
 
     def __init__(
-        self, model: ModelConfig, dtype: torch.dtype, num_pages: int, page_size: int, num_slots: int, max_context: int
+        self,
+        model: ModelConfig,
+        dtype: torch.dtype,
+        num_pages: int,
+        page_size: int,
+        num_slots: int,
+        max_context: int,
+        host_pages: int = 0,
     ) -> None:
         self.page_size = page_size
-        shape = (model.num_layers, 2, num_pages, page_size, model.num_kv_heads, model.head_dim)
-        # numpy's zeros are not touched before they are used, so a large pool costs nothing until it fills. They must
-        # be zeros: attention reads the unwritten end of a page and multiplies it by zero, which garbage may survive.
-        self.kv = torch.from_numpy(np.zeros(shape, np.uint16 if dtype.itemsize == 2 else np.uint32)).view(dtype)
+        self.kv = _arena(model, dtype, num_pages, page_size)
+        self.host_kv = _arena(model, dtype, host_pages, page_size)
         self.token_pool = torch.zeros(num_slots, max_context, dtype=torch.int64)
         self.page_table = torch.zeros(num_slots, -(-max_context // page_size), dtype=torch.int64)
 
     def write(self, plan: StepPlan) -> None:
-        """Carries out the copies and table entries of a plan."""
+        """Carries out all of a plan but its rows.
+
+        ::
+
+            kv       | save | copy | tables | load | rows ...      No row reads what is loaded in its own step, so a
+            host_kv  | <--  |      |        |  --> |               device that copies beside computing may load later.
+        """
+        if plan.saves:
+            ops.copy_pages(self.kv, self.host_kv, *torch.tensor(plan.saves).unbind(1))
         if plan.copies:
-            sources, targets = (torch.tensor(pages) for pages in zip(*plan.copies, strict=True))
-            ops.copy_pages(self.kv, sources, targets)
+            ops.copy_pages(self.kv, self.kv, *torch.tensor(plan.copies).unbind(1))
         for tokens in plan.token_writes:
             end = tokens.position + len(tokens.token_ids)
             self.token_pool[tokens.slot, tokens.position : end] = torch.frombuffer(tokens.token_ids, dtype=torch.int32)
         for entry in plan.page_writes:
             self.page_table[entry.slot, entry.index : entry.index + len(entry.pages)] = torch.tensor(entry.pages)
+        if plan.loads:
+            ops.copy_pages(self.host_kv, self.kv, *torch.tensor(plan.loads).unbind(1))
 
     def scrub(self, row: Row) -> None:
         """Overwrites what a row computed with zeros, so that its NaNs do not outlive it in a reused page."""
         positions = torch.arange(row.start, row.end)
         pages = self.page_table[row.slot, positions // self.page_size]
         self.kv[:, :, pages, positions % self.page_size] = 0
+
+
+def _arena(model: ModelConfig, dtype: torch.dtype, num_pages: int, page_size: int) -> Tensor:
+    """Pages of zeros, `[layers, 2, pages, page_size, kv_heads, head_dim]`.
+
+    numpy's zeros are not touched before they are used, so a large pool costs nothing until it fills. They must be
+    zeros: attention reads the unwritten end of a page and multiplies it by zero, which garbage may survive.
+    """
+    shape = (model.num_layers, 2, num_pages, page_size, model.num_kv_heads, model.head_dim)
+    return torch.from_numpy(np.zeros(shape, np.uint16 if dtype.itemsize == 2 else np.uint32)).view(dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,28 +24,56 @@ from treadle.runtime.engine.engine import Engine
 from treadle.runtime.engine.runner import Runner
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.models.checkpoint import Checkpoint
+from treadle.runtime.models.config import ModelConfig
 from treadle.runtime.models.decoder import load_decoder
 from treadle.scheduler import Scheduler, SchedulerConfig
+from treadle.scheduler.config import Costs
 
 if TYPE_CHECKING:
     from treadle.runtime.text.tokenizer import Tokenizer
 
 
-def build_engine(checkpoint: Checkpoint, tokenizer: Tokenizer | None, config: EngineConfig) -> Engine:
+def build_engine(
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer | None,
+    config: EngineConfig,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Engine:
     """Loads the weights and sets up an engine on this machine. Without a tokenizer it gives tokens but no text.
 
     Raises `ModelError` for weights that are missing or damaged, `InvalidRequestError` for settings that cannot be.
     """
     torch.set_num_threads(config.num_threads or default_num_threads(torch.get_num_threads(), usable_cores()))
     model, dtype, device = checkpoint.config, torch_dtype(config.dtype), CPU()
+    scheduler = _build_scheduler(model, dtype, config)
+    state = DeviceState(
+        model,
+        dtype,
+        scheduler.config.num_pages,
+        config.page_size,
+        config.num_slots,
+        scheduler.limits.max_context,
+        config.host_pages,
+    )
+    decoder = load_decoder(checkpoint, dtype, device.torch_device, packed_weights=config.packed_weights)
+    runner = Runner(decoder, state, device)
+    overlap = device.runs_ahead if config.overlap is None else config.overlap
+    compiler = build_compiler(tokenizer, model.vocab_size) if tokenizer is not None else None
+    return Engine(scheduler, runner, tokenizer, compiler, clock, overlap=overlap)
+
+
+def _build_scheduler(model: ModelConfig, dtype: torch.dtype, config: EngineConfig) -> Scheduler:
+    """A scheduler whose pages, in both tiers, fit into the memory that this process may use."""
     max_context = min(config.max_context or model.max_context, model.max_context)
     num_pages = config.num_pages or default_num_pages(model, dtype, config.page_size, max_context)
-    pool_bytes, memory = num_pages * config.page_size * kv_bytes_per_token(model, dtype), usable_memory()
-    if pool_bytes > memory:
-        text = f"{num_pages} KV pages take {pool_bytes / 2**30:.1f} GiB, the machine has {memory / 2**30:.1f} GiB"
+    size, memory = config.page_size * kv_bytes_per_token(model, dtype), usable_memory()
+    if (num_pages + config.host_pages) * size > memory:
+        kinds = f"{num_pages} KV pages" + (f" and {config.host_pages} host pages" if config.host_pages else "")
+        taken = f"{(num_pages + config.host_pages) * size / 2**30:.1f} GiB"
+        text = f"{kinds} take {taken}, the machine has {memory / 2**30:.1f} GiB"
         raise InvalidRequestError(f"{text}; use fewer pages")
     try:
-        scheduler = Scheduler(
+        return Scheduler(
             SchedulerConfig(
                 num_pages=num_pages,
                 vocab_size=model.vocab_size,
@@ -54,17 +83,15 @@ def build_engine(checkpoint: Checkpoint, tokenizer: Tokenizer | None, config: En
                 max_step_tokens=config.max_step_tokens,
                 order=config.order,
                 retention=config.retention,
+                admission=config.admission,
+                num_host_pages=config.host_pages,
+                max_step_moves=config.max_step_moves,
+                costs=config.costs or Costs(),
                 prefix_cache=config.prefix_cache,
             )
         )
     except ValueError as error:
         raise InvalidRequestError(str(error)) from None
-    state = DeviceState(model, dtype, num_pages, config.page_size, config.num_slots, scheduler.limits.max_context)
-    decoder = load_decoder(checkpoint, dtype, device.torch_device, packed_weights=config.packed_weights)
-    runner = Runner(decoder, state, device)
-    overlap = device.runs_ahead if config.overlap is None else config.overlap
-    compiler = build_compiler(tokenizer, model.vocab_size) if tokenizer is not None else None
-    return Engine(scheduler, runner, tokenizer, compiler, time.perf_counter, overlap=overlap)
 
 
 def build_compiler(tokenizer: Tokenizer, vocab_size: int) -> Compiler:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from treadle.runtime.engine.cgroup import usable_memory
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.models.config import ModelConfig
+from treadle.scheduler.config import Costs
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
 DType = Literal["auto", "float32", "bfloat16"]
 DTYPES: tuple[DType, ...] = ("auto", "float32", "bfloat16")
 DEFAULT_KV_BYTES = 2 * 2**30
+AT_LEAST_ONE = (
+    "num_pages",
+    "page_size",
+    "num_slots",
+    "max_step_tokens",
+    "max_step_moves",
+    "max_context",
+    "num_threads",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +35,15 @@ class EngineConfig:
         dtype: Of weights and KV; `auto` is bfloat16 where the processor computes with it, else float32.
         num_pages: Pages of KV; None takes 2 GiB, at most an eighth of the memory that this process may use, and at
             least one context.
+        host_pages: Pages of KV in a second tier, where pages go that are evicted. On a CPU that is memory of the same
+            kind: of use to see what a tier does, no faster than a larger pool.
         page_size: Tokens in a page.
         num_slots: Most calls that run at once.
         max_step_tokens: Most tokens computed in one step; longer prompts are computed in chunks.
         max_context: Most tokens of a call; None takes the model's.
-        order, retention: Names of scheduling policies.
+        max_step_moves: Most pages saved to the second tier, and most loaded from it, in one step.
+        order, retention, admission: Names of scheduling policies.
+        costs: What computing and loading takes here, for policies that weigh it; None takes the scheduler's default.
         prefix_cache: Whether calls share the pages of common prefixes.
         overlap: Whether a step is launched before the tokens of the one before are read. None: where the device
             works on its own; a CPU does not, so there it would only delay every token by a step.
@@ -40,22 +54,28 @@ class EngineConfig:
 
     dtype: DType = "auto"
     num_pages: int | None = None
+    host_pages: int = 0
     page_size: int = 16
     num_slots: int = 64
     max_step_tokens: int = 512
+    max_step_moves: int = 256
     max_context: int | None = None
     order: str = "program-fcfs"
     retention: str = "lru"
+    admission: str = "greedy"
+    costs: Costs | None = None
     prefix_cache: bool = True
     overlap: bool | None = None
     packed_weights: bool = True
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_pages", "page_size", "num_slots", "max_step_tokens", "max_context", "num_threads"):
+        for name in AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidRequestError(f"{name} is {value}; it must be at least 1")
+        if self.host_pages < 0:
+            raise InvalidRequestError(f"host_pages is {self.host_pages}; it must be at least 0")
         if self.dtype not in DTYPES:
             raise InvalidRequestError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
 

@@ -152,7 +152,8 @@ class Engine:
     def _launch(self, plan: StepPlan) -> _Step:
         step = _Step(plan, self._clock(), {row.call_id: self._calls[row.call_id] for row in plan.rows})
         self.runner.state.write(plan)
-        step.forwards = self._forward(plan.rows, step.failed)
+        if plan.rows:
+            step.forwards = self._forward(plan.rows, step.failed)
         return step
 
     def _forward(self, rows: Sequence[Row], failed: dict[str, str]) -> list[Forward]:

@@ -67,7 +67,7 @@ def test_prefill_attention(start, count):
 
 def test_copying_pages_reads_before_it_writes():
     cache = torch.arange(4.0).view(1, 1, 4, 1, 1, 1).expand(2, 2, 4, 3, 1, 1).clone()
-    ops.copy_pages(cache, torch.tensor([0, 1, 2]), torch.tensor([1, 2, 3]))
+    ops.copy_pages(cache, cache, torch.tensor([0, 1, 2]), torch.tensor([1, 2, 3]))
     assert cache[0, 0, :, 0, 0, 0].tolist() == [0, 0, 1, 2]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -51,9 +52,16 @@ class Outcome:
 class Bench:
     """An engine with one open program, and everything that came out of it."""
 
-    def __init__(self, shape: str = "tiny-llama", *, engine: Engine | None = None, **config: object) -> None:
+    def __init__(
+        self,
+        shape: str = "tiny-llama",
+        *,
+        engine: Engine | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        **config: object,
+    ) -> None:
         settings = {"dtype": "float32", "num_pages": 256, "page_size": 4, **config}
-        self.engine = engine or build_engine(checkpoint(shape), None, EngineConfig(**settings))
+        self.engine = engine or build_engine(checkpoint(shape), None, EngineConfig(**settings), clock)
         self.calls: dict[str, Outcome] = {}
         self.rejected: list[Rejected] = []
         self.ended: list[ProgramEnded] = []
@@ -66,9 +74,16 @@ class Bench:
     def send(self, *commands: Command) -> None:
         self._record(self.engine.apply(commands))
 
-    def submit(self, call_id: str, prompt: Sequence[int], params: SamplingParams = GREEDY, **options: object) -> None:
+    def submit(
+        self,
+        call_id: str,
+        prompt: Sequence[int],
+        params: SamplingParams = GREEDY,
+        program: str = "program",
+        **options: object,
+    ) -> None:
         self.calls[call_id] = Outcome()
-        self.send(SubmitCall(call_id, "program", tuple(prompt), params, **options))
+        self.send(SubmitCall(call_id, program, tuple(prompt), params, **options))
 
     def step(self) -> bool:
         events = self.engine.step()
@@ -80,6 +95,23 @@ class Bench:
         while self.step():
             pass
         return self.calls
+
+    def page_bytes(self) -> dict[tuple[str, bytes], bytes]:
+        """The KV of every full page in the tree, by its tier and all tokens up to its end."""
+        state, size = self.engine.runner.state, self.engine.runner.state.page_size
+        found = {}
+        for node in self.scheduler.memory.tree.nodes():
+            if node.owner is not None:
+                continue
+            path, parent = node.key, node.parent
+            while parent is not None:
+                path, parent = parent.key + path, parent.parent
+            above = len(path) - len(node.key)
+            for tier, arena, places in (("device", state.kv, node.pages), ("host", state.host_kv, node.copies)):
+                for index, place in enumerate(places):
+                    tokens = path[: above + (index + 1) * size].tobytes()
+                    found[tier, tokens] = arena[:, :, place].numpy().tobytes()
+        return found
 
     def assert_nothing_leaks(self) -> None:
         """Every page can be had, every slot is free, nothing is locked or deferred."""
