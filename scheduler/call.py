@@ -9,6 +9,7 @@ from enum import Enum
 from treadle.scheduler.commands import SamplingParams, Usage
 from treadle.scheduler.graph import ProgramGraph
 from treadle.scheduler.kv import Lease, Node
+from treadle.scheduler.spread import Spread
 
 USAGE_FIELDS = tuple(field.name for field in fields(Usage))
 
@@ -56,6 +57,7 @@ class Program:
     path_s: float = 0.0
     tool: str = ""
     pinned: bool = False
+    pauses: Spread = field(default_factory=Spread)
     tally: Tally = field(default_factory=Tally)
 
 
@@ -134,9 +136,10 @@ class Call:
     @property
     def num_uncomputed(self) -> int:
         """Tokens that no launched step computes. A finished generation's last token is never computed."""
-        if self.max_tokens is not None and self.num_generated >= self.max_tokens and not self.open:
+        num_tokens = len(self.tokens) + self.num_pending
+        if self.max_tokens is not None and num_tokens - self.num_prompt_tokens >= self.max_tokens and not self.open:
             return 0
-        return self.num_tokens - self.num_planned_tokens
+        return num_tokens - self.num_planned_tokens
 
     @property
     def prompt_computed(self) -> bool:

@@ -190,6 +190,7 @@ class Scheduler:
         claimed = self._leases.claim(call, node)
         if claimed is not None and claimed.pause is not None:
             self.books.pauses.add(claimed.pause, now - claimed.since)
+            call.program.pauses.add(now - claimed.since)
         self._leases.wait(call, node, now)
         self._roster.enqueue(call, now)
 
@@ -265,9 +266,12 @@ class Scheduler:
 
     # Steps
 
-    def plan(self, now: float) -> StepPlan | None:
-        """The next step; None if nothing can be computed before a command or a result comes."""
-        planned = self._planner.plan(self._num_steps + 1, now)
+    def plan(self, now: float, *, max_repeat: int = 1) -> StepPlan | None:
+        """The next step; None if nothing can be computed before a command or a result comes.
+
+        A step that nothing depends on may be asked for up to `max_repeat` times at once: see `StepPlan.repeat`.
+        """
+        planned = self._planner.plan(self._num_steps + 1, now, max_repeat)
         if planned is None:
             return None
         plan, calls = planned

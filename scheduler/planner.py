@@ -13,7 +13,6 @@ from treadle.scheduler.policies import AdmissionPolicy, Books, RetentionPolicy
 from treadle.scheduler.roster import Roster
 
 Log = Callable[[float, str, str, str], None]
-LONGEST_REPEAT = 64
 
 
 class Planner:
@@ -47,7 +46,7 @@ class Planner:
         self._max_step_tokens = max_step_tokens
         self._log = log
 
-    def plan(self, step_id: int, now: float) -> tuple[StepPlan, list[Call]] | None:
+    def plan(self, step_id: int, now: float, max_repeat: int) -> tuple[StepPlan, list[Call]] | None:
         """The next step, and the call of each of its rows; None if there is nothing that could be computed now."""
         draft = _Draft(step_id, self._max_step_tokens)
         if now >= min(self._admission.valid_until, self._retention.next_deadline):
@@ -65,8 +64,8 @@ class Planner:
                     break
                 self._admit_waiting(draft, now)
         repeat = 1
-        if not self.stale and draft.only_decodes:
-            repeat = self._look_ahead(draft, now)
+        if max_repeat > 1 and not self.stale and draft.only_decodes:
+            repeat = self._look_ahead(draft, max_repeat, now)
         saves, loads = self._memory.take_moves()
         if loads:
             self.stale, repeat = True, 1
@@ -75,15 +74,19 @@ class Planner:
     def _continue_running(self, draft: _Draft, now: float) -> bool:
         """Adds rows for running calls. Returns whether one had to be preempted."""
         ranked = self._roster.ranked_running(now)
+        page_size = self._memory.page_size
         preempted = False
         long_rows: list[Call] = []
         for call in ranked:
-            if call.num_uncomputed > 1:
+            uncomputed = call.num_uncomputed
+            if uncomputed > 1 or call.open:
                 long_rows.append(call)
+            elif uncomputed == 1 and draft.budget and call.num_planned_tokens < len(call.pages) * page_size:
+                draft.add(call, 1)
             elif call.status is Status.RUNNING:
                 preempted |= self._continue(call, ranked, draft, now)
         for call in long_rows:
-            if call.status is Status.RUNNING:
+            if call.status is Status.RUNNING and self._is_worth_a_row(call, call.num_uncomputed, draft):
                 preempted |= self._continue(call, ranked, draft, now)
         return preempted
 
@@ -104,9 +107,12 @@ class Planner:
         draft.add(call, count)
         return preempted
 
-    def _look_ahead(self, draft: _Draft, now: float) -> int:
+    def _is_worth_a_row(self, call: Call, count: int, draft: _Draft) -> bool:
+        """A call whose prompt still grows is computed page by page, where a step prefills nothing else."""
+        return not call.open or draft.is_empty or (count >= self._memory.page_size and not draft.prefills)
+
+    def _look_ahead(self, draft: _Draft, repeat: int, now: float) -> int:
         """Gives decoding calls the pages of their next tokens too, for as many repetitions as all of them can have."""
-        repeat = LONGEST_REPEAT
         for call in draft.calls():
             assert call.max_tokens is not None
             repeat = min(repeat, call.max_tokens - (call.num_tokens - call.num_prompt_tokens) + 1)
@@ -184,6 +190,10 @@ class Planner:
             self.stale = True
             self._back_to_waiting(call, now)
             return None
+        if not self._is_worth_a_row(call, call.num_uncomputed, draft):
+            self.stale = True
+            self._back_to_waiting(call, now)
+            return "its prompt still grows, and others have work"
         if memory.has_next_page(call):
             other = pending.get((match.node, memory.next_page_key(call)))
             if other is not None:
@@ -253,6 +263,11 @@ class _Draft:
     @property
     def is_empty(self) -> bool:
         return not self._calls
+
+    @property
+    def prefills(self) -> bool:
+        """Whether a row computes more than one token."""
+        return bool(self._prefilling)
 
     @property
     def only_decodes(self) -> bool:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from treadle.scheduler.memory import CallMemory
 
 
+PRIOR = 4
+"""How many pauses of a program's own count as much as what is known of its kind."""
+
+
 @dataclass(slots=True)
 class Foresight:
     """What only a simulation can know: when a program will come back (a time), how many tokens a call will generate."""
@@ -53,7 +57,9 @@ class Books:
             return 0.0
         if self.foresight is not None:
             return max(0.0, self.foresight.returns(lease) - now)
-        return self.pauses.of(lease.pause).remaining(now - lease.since)
+        elapsed, own = now - lease.since, self.programs[lease.program_id].pauses
+        pooled = self.pauses.of(lease.pause).remaining(elapsed)
+        return (own.count * own.remaining(elapsed) + PRIOR * pooled) / (own.count + PRIOR)
 
     def expected_output(self, call: Call) -> float:
         """Tokens that a call is expected to generate from now on."""

@@ -10,11 +10,12 @@ policies are those of production. A plan that could be repeated is repeated at o
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from treadle.scheduler.call import Call
 from treadle.scheduler.commands import (
     CallFinished,
     Command,
@@ -28,9 +29,11 @@ from treadle.scheduler.commands import (
 )
 from treadle.scheduler.config import Costs, SchedulerConfig
 from treadle.scheduler.core import Scheduler
+from treadle.scheduler.kv import Lease
 from treadle.scheduler.plan import RowOutput, StepPlan, StepResult
+from treadle.scheduler.policies import Foresight
 from treadle.scheduler.simulator.hardware import Hardware, pairs
-from treadle.scheduler.simulator.workload import ProgramSpec, Workload
+from treadle.scheduler.simulator.workload import CallSpec, ProgramSpec, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class Setup:
     Attributes:
         pool_tokens, host_tokens: KV that the device and the host hold.
         concurrency: Programs that run at once, the next one beginning when one ends; None begins each at its `start_s`.
+        leap: Most steps that are taken at once while nothing is decided.
+        clairvoyant: Policies know when programs come back, and how much calls will generate.
     """
 
     hardware: Hardware
@@ -51,6 +56,8 @@ class Setup:
     concurrency: int | None = None
     page_tokens: int = 64
     patience: float = 1.0
+    clairvoyant: bool = False
+    leap: int = 64
 
     @property
     def policy(self) -> str:
@@ -99,6 +106,7 @@ class _Run:
     record: ProgramRecord
     index: int = 0
     submitted: float = 0.0
+    resumes: float = 0.0
     output: array[int] = field(default_factory=lambda: array("i"))
     produced: int = 0
     prompt: array[int] = field(default_factory=lambda: array("i"))
@@ -136,11 +144,14 @@ class Simulation:
                 ),
             )
         )
+        if setup.clairvoyant:
+            self.scheduler.books.foresight = Foresight(self._returns, self._output_tokens)
         self.now = 0.0
         self._workload = workload
         self._later: list[tuple[float, int, _Run | None]] = []
         self._sequence = 0
         self._runs: dict[str, _Run] = {}
+        self._paused: dict[str, _Run] = {}
         self._queue = iter(workload.programs)
         if setup.concurrency is None:
             for spec in workload.programs:
@@ -157,7 +168,7 @@ class Simulation:
             while self._later and self._later[0][0] <= self.now:
                 self._act(heapq.heappop(self._later)[2])
             before = time.perf_counter()
-            plan = scheduler.plan(self.now)
+            plan = scheduler.plan(self.now, max_repeat=self.setup.leap)
             self.outcome.plan_s += time.perf_counter() - before
             self.outcome.plans += 1
             if plan is not None:
@@ -173,6 +184,22 @@ class Simulation:
         outcome.saved = scheduler.memory.num_saved * self.setup.page_tokens
         outcome.loaded = scheduler.memory.num_loaded * self.setup.page_tokens
         return outcome
+
+    def _returns(self, lease: Lease) -> float:
+        """When the conversation of a lease goes on, counting pauses only; never, if it has ended."""
+        run = self._paused.get(lease.program_id)
+        if run is None:
+            return math.inf
+        spec, when = run.spec, run.resumes
+        stream = spec.calls[int(lease.owner.rpartition("/")[2])].stream
+        for call in spec.calls[run.index :]:
+            if call.stream == stream:
+                return when
+            when += call.pause_s
+        return math.inf
+
+    def _output_tokens(self, call: Call) -> int:
+        return len(self._runs[call.id].output)
 
     def _at(self, when: float, run: _Run) -> None:
         self._sequence += 1
@@ -205,8 +232,21 @@ class Simulation:
         known = _common(before, run.prompt)
         self.outcome.prompt += len(run.prompt)
         self.outcome.new += len(run.prompt) - known
+        run.record.alone_s += self._alone(call, known)
         self._runs[run.call_id] = run
+        self._paused.pop(spec.id, None)
         self._send(SubmitCall(run.call_id, spec.id, run.prompt))
+
+    def _alone(self, call: CallSpec, known: int) -> float:
+        """Seconds of a call and its pause with the machine to itself and nothing ever lost."""
+        step, start, total = self.setup.hardware.step, min(known, call.prompt_tokens - 1), call.pause_s
+        while start < call.prompt_tokens:
+            count = min(self.setup.hardware.step_tokens, call.prompt_tokens - start)
+            total += step.seconds(count, pairs(start, count), 0)
+            start += count
+        count = call.output_tokens - 1
+        context = count * call.prompt_tokens + count * (count + 1) // 2
+        return total + count * step.seconds(1, 0, 0) + step.per_context_token_s * context
 
     def _step(self, plan: StepPlan) -> None:
         """Carries out a plan, as often as it may be repeated and nothing happens meanwhile."""
@@ -286,7 +326,9 @@ class Simulation:
             DeclareNode(spec.id, pause, "tool", call.tool or call.pause_kind),
             Wait(spec.id, pause),
         )
-        self._at(self.now + call.pause_s, run)
+        run.resumes = self.now + call.pause_s
+        self._paused[spec.id] = run
+        self._at(run.resumes, run)
 
 
 def _common(one: array[int], other: array[int]) -> int:
@@ -302,19 +344,3 @@ def _common(one: array[int], other: array[int]) -> int:
         else:
             high = middle - 1
     return low
-
-
-def alone(program: ProgramSpec, hardware: Hardware, known: Iterator[int]) -> float:
-    """Seconds that a program would take with the machine to itself and nothing ever lost."""
-    step, total = hardware.step, 0.0
-    for call, cached in zip(program.calls, known, strict=True):
-        start = min(cached, call.prompt_tokens - 1)
-        while start < call.prompt_tokens:
-            count = min(hardware.step_tokens, call.prompt_tokens - start)
-            total += step.seconds(count, pairs(start, count), 0)
-            start += count
-        count = call.output_tokens - 1
-        total += count * step.seconds(1, 0, 0)
-        total += step.per_context_token_s * (count * call.prompt_tokens + count * (count + 1) / 2)
-        total += call.pause_s
-    return total
