@@ -61,8 +61,8 @@ class EngineConfig:
     max_step_moves: int = 256
     max_context: int | None = None
     order: str = "program-fcfs"
-    retention: str = "lru"
-    admission: str = "greedy"
+    retention: str = "treadle"
+    admission: str = "treadle"
     costs: Costs | None = None
     prefix_cache: bool = True
     overlap: bool | None = None

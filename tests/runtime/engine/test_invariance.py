@@ -30,11 +30,21 @@ workloads = st.lists(st.tuples(prompts, st.integers(1, 20), st.just(GREEDY) | sa
 VARIANTS = {
     "batched": {},
     "chunked": {"max_step_tokens": 7},
-    "preempted": {"num_pages": 28, "num_slots": 6},
+    "preempted": {"num_pages": 28, "num_slots": 6, "retention": "lru", "admission": "greedy"},
+    "small pool": {"num_pages": 28, "num_slots": 6},
+    "small pool and a host tier": {"num_pages": 28, "num_slots": 6, "host_pages": 40, "max_step_moves": 3},
     "one slot": {"num_slots": 1},
     "prefix cache off": {"prefix_cache": False},
     "overlap": {"overlap": True},
-    "overlap, chunked and preempted": {"overlap": True, "max_step_tokens": 9, "num_pages": 28, "num_slots": 6},
+    "overlap, chunked and preempted": {
+        "overlap": True,
+        "max_step_tokens": 9,
+        "num_pages": 28,
+        "num_slots": 6,
+        "retention": "lru",
+        "admission": "greedy",
+    },
+    "overlap, chunked and a host tier": {"overlap": True, "max_step_tokens": 9, "num_pages": 28, "host_pages": 40},
     "large pages": {"page_size": 16, "num_pages": 64},
     "requests in order": {"order": "fcfs", "num_pages": 40},
 }
