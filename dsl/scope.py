@@ -133,8 +133,8 @@ def program(
         name: The kind of program, the same for all runs of one workflow; of a function, its name.
         deadline: From now until it must be over: seconds, or text such as "20s". Then everything in it is cancelled
             and the scope raises `DeadlineExceeded`.
-        priority: Higher goes first. Recorded; no policy orders by it yet.
-        objective: What matters: `latency` (the default), `throughput` or `cost`. Recorded, as is the priority.
+        priority: Higher goes first, whatever is older.
+        objective: What matters: `latency` (the default), `throughput` or `cost`. Recorded; no policy reads it yet.
         budget_tokens: Most tokens that all its calls may use, prompts included.
         tenant: Who pays for it.
     """

@@ -52,7 +52,7 @@ class Program:
     num_calls: int = 0
     tails: set[str] = field(default_factory=set)
     leases: dict[str, Lease] = field(default_factory=dict)
-    opened: float = 0.0
+    priority: int = 0
     service_s: float = 0.0
     path_s: float = 0.0
     tool: str = ""

@@ -42,11 +42,18 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class OpenProgram:
-    """Begins a program. Its calls name it; its account is kept until `EndProgram`."""
+    """Begins a program. Its calls name it; its account is kept until `EndProgram`.
+
+    Attributes:
+        kind: Programs of one kind behave alike: what is learned of pauses and outputs is kept by it.
+        tenant: Whose it is. Nothing is shared between tenants.
+        priority: Programs of a higher one go first.
+    """
 
     program_id: str
     kind: str = ""
     tenant: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,7 @@ class DeclareNode:
         inputs: Nodes whose values it needs; they were declared before.
         extends: The node whose conversation it continues.
         group: Shared by the branches of one fan-out.
+        typical_s: Seconds that it usually takes, if that is known; what is observed soon outweighs it.
     """
 
     program_id: str
@@ -68,6 +76,7 @@ class DeclareNode:
     inputs: tuple[str, ...] = ()
     extends: str | None = None
     group: str | None = None
+    typical_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ class Costs:
         load: For each token loaded from host memory.
     """
 
-    per_token: float = 27e-6
-    per_pair: float = 1.17e-9
-    load: float = 2.6e-6
+    per_token: float
+    per_pair: float
+    load: float
 
     def compute(self, start: int, end: int) -> float:
         """To prefill the tokens `start .. end` of a context."""
@@ -39,7 +39,9 @@ class SchedulerConfig:
         num_host_pages: Pages of KV that host memory holds beside them; 0 for none.
         max_step_moves: Most pages saved, and most loaded, in one step.
         patience: How much longer than break-even Treadle's policies wait for a program that is away.
-        costs: What computing and moving costs, for policies that weigh one against the other.
+        tenant_share: Share of all pages that the leases of one tenant may keep; more of them goes first when memory is
+            short.
+        costs: What computing and loading cost, for policies that weigh one against the other; None learns it.
         prefix_cache: Whether calls share pages with what other calls computed.
         max_calls, max_programs: Live ones; more are refused.
         max_nodes: Nodes of one program's graph; more are refused.
@@ -57,8 +59,9 @@ class SchedulerConfig:
     admission: str = "greedy"
     num_host_pages: int = 0
     max_step_moves: int = 256
-    costs: Costs = Costs()
+    costs: Costs | None = None
     patience: float = 1.0
+    tenant_share: float = 1.0
     prefix_cache: bool = True
     max_calls: int = 8192
     max_programs: int = 8192

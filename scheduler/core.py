@@ -110,7 +110,12 @@ class Scheduler:
             text = f"{self.config.max_programs} programs are open; end one, or try again later"
             return [Rejected(command.program_id, "overloaded", text)]
         self._programs[command.program_id] = Program(
-            command.program_id, command.kind, command.tenant, self._next_arrival(), ProgramGraph(now), opened=now
+            command.program_id,
+            command.kind,
+            command.tenant,
+            self._next_arrival(),
+            ProgramGraph(now),
+            priority=command.priority,
         )
         return []
 
@@ -137,10 +142,16 @@ class Scheduler:
             return [Rejected(command.node_id, "unknown_node", text)]
         if isinstance(command, Wait):
             program.graph.began(command.node_id, now)
-            self._leases.tell(program, program.graph.name(command.node_id))
+            self._tell_of_pause(program, program.graph.declared(command.node_id))
         else:
             program.graph.ended(command.node_id, now)
         return []
+
+    def _tell_of_pause(self, program: Program, outside: DeclareNode) -> None:
+        key = (program.kind, outside.name)
+        if outside.typical_s is not None and outside.typical_s > 0:
+            self.books.pauses.expect(key, outside.typical_s)
+        self._leases.tell(program, outside.name)
 
     def _submit(self, command: SubmitCall, now: float) -> list[Event]:
         problem = self._submit_problem(command)
@@ -287,6 +298,7 @@ class Scheduler:
         if self.memory.step_completed(plan.step_id, now):
             self._planner.stale = True
         more = result.repeated - 1
+        self.books.observe_step(plan.num_tokens, result.duration / result.repeated)
         outputs = {output.call_id: output for output in result.outputs}
         failed = dict(result.failed)
         seconds_per_token = result.duration / max(1, plan.num_tokens)

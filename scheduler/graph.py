@@ -24,6 +24,7 @@ class ProgramGraph:
         self.opened = opened
         self.tool_wait_s = 0.0
         self._nodes: dict[str, GraphNode] = {}
+        self._heights: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -35,12 +36,22 @@ class ProgramGraph:
         """Every node, in the order of declaration."""
         return (node.declared for node in self._nodes.values())
 
-    def name(self, node_id: str) -> str:
-        """The name of a declared node."""
-        return self._nodes[node_id].declared.name
+    def declared(self, node_id: str) -> DeclareNode:
+        """What is known of a node."""
+        return self._nodes[node_id].declared
+
+    def height(self, node_id: str) -> int:
+        """Nodes on the longest chain of those that wait for this one: what remains of the critical path after it."""
+        if not self._heights:
+            self._heights = dict.fromkeys(self._nodes, 0)
+            for later, node in reversed(self._nodes.items()):
+                for needed in node.declared.inputs:
+                    self._heights[needed] = max(self._heights[needed], self._heights[later] + 1)
+        return self._heights[node_id]
 
     def declare(self, command: DeclareNode) -> None:
         """Adds a node, or inputs to one that was declared before."""
+        self._heights.clear()
         known = self._nodes.get(command.node_id)
         if known is None:
             self._nodes[command.node_id] = GraphNode(command)

@@ -160,11 +160,11 @@ class Planner:
                 break
 
     def _pending_pages(self) -> dict[tuple[Node, bytes], Call]:
-        """The next page of each running call that still computes its prompt: who wants the same page waits for it."""
+        """The page that each running call fills next, if all its tokens are known: who wants the same waits for it."""
         return {
             (call.node, self._memory.next_page_key(call)): call
             for call in self._roster.running
-            if call.node is not None and call.num_uncomputed > 1 and self._memory.has_next_page(call)
+            if call.node is not None and self._memory.has_next_page(call)
         }
 
     def _try(
@@ -201,7 +201,7 @@ class Planner:
                 self._back_to_waiting(call, now)
                 return f"{other.id} computes the same prefix"
         self._start(call, draft, now)
-        if call.node is not None and call.num_uncomputed > 0 and memory.has_next_page(call):
+        if call.node is not None and memory.has_next_page(call):
             pending[call.node, memory.next_page_key(call)] = call
         return None
 

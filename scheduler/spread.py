@@ -89,6 +89,13 @@ class Spreads:
                 self._spreads[part].add(value)
         self._all.add(value)
 
+    def expect(self, key: tuple[str, str], value: float) -> None:
+        """Says what a value of a key is like before any was seen: it counts as a few that were."""
+        if key not in self._spreads and len(self._spreads) < MAX_KEYS:
+            spread = self._spreads[key] = Spread()
+            for _ in range(ENOUGH):
+                spread.add(value)
+
     def of(self, key: tuple[str, str]) -> Spread:
         """The most specific spread that has seen enough; the pooled one of all if none has."""
         for part in (key, (key[0], "")):

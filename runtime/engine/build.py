@@ -27,7 +27,6 @@ from treadle.runtime.models.checkpoint import Checkpoint
 from treadle.runtime.models.config import ModelConfig
 from treadle.runtime.models.decoder import load_decoder
 from treadle.scheduler import Scheduler, SchedulerConfig
-from treadle.scheduler.config import Costs
 
 if TYPE_CHECKING:
     from treadle.runtime.text.tokenizer import Tokenizer
@@ -86,7 +85,7 @@ def _build_scheduler(model: ModelConfig, dtype: torch.dtype, config: EngineConfi
                 admission=config.admission,
                 num_host_pages=config.host_pages,
                 max_step_moves=config.max_step_moves,
-                costs=config.costs or Costs(),
+                costs=config.costs,
                 prefix_cache=config.prefix_cache,
             )
         )

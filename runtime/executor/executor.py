@@ -52,7 +52,7 @@ class Executor:
 
     async def open_program(self, program: Program) -> None:
         """Tells the scheduler that the program begins."""
-        self._session.send(OpenProgram(program.id, program.name, program.tenant))
+        self._session.send(OpenProgram(program.id, program.name, program.tenant, program.priority))
         self.programs.append(program)
         self._open[program.id] = program
 
@@ -105,8 +105,10 @@ class Executor:
     def _declare(self, node: Node) -> None:
         inputs = tuple(source.id for source in node.inputs if source.program is node.program)
         extends = node.extends.id if node.extends is not None and node.extends.program is node.program else None
-        group = node.group
-        self._session.send(DeclareNode(node.program.id, node.id, node.kind, node.name, inputs, extends, group))
+        typical = node.tool.typical if isinstance(node, ToolNode) else None
+        self._session.send(
+            DeclareNode(node.program.id, node.id, node.kind, node.name, inputs, extends, node.group, typical)
+        )
 
     def _ended(self, node: Node, _: Var[Any]) -> None:
         self._tell(node)

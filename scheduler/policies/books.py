@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from treadle.scheduler.call import Call, Program
-from treadle.scheduler.config import SchedulerConfig
+from treadle.scheduler.config import Costs, SchedulerConfig
 from treadle.scheduler.kv import Lease
 from treadle.scheduler.spread import Spreads
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from treadle.scheduler.memory import CallMemory
 
 
+FIRST_GUESS_S = 1e-4
+LOAD_SHARE = 0.05
+MANY_TOKENS = 32
 PRIOR = 4
 """How many pauses of a program's own count as much as what is known of its kind."""
 
@@ -38,6 +41,7 @@ class Books:
         turns: Calls that ended programs had.
         queued: Seconds that calls waited whose program had lost its pages.
         hits: Known and all tokens of the prompts of the last calls that started.
+        costs: What computing and loading cost; a load is taken to cost `LOAD_SHARE` of computing unless that is given.
         foresight: Takes the place of `pauses` and `outputs` where it is given.
     """
 
@@ -49,7 +53,17 @@ class Books:
     queued: deque[float] = field(default_factory=lambda: deque(maxlen=256))
     hits: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=64))
     foresight: Foresight | None = None
+    costs: Costs = field(init=False)
     memory: CallMemory = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.costs = self.config.costs or Costs(FIRST_GUESS_S, 0.0, FIRST_GUESS_S * LOAD_SHARE)
+
+    def observe_step(self, num_tokens: int, seconds: float) -> None:
+        """Learns from a step what a token costs, unless that was given: the mean of the last steps with many tokens."""
+        if self.config.costs is None and num_tokens >= MANY_TOKENS:
+            per_token = self.costs.per_token + (seconds / num_tokens - self.costs.per_token) / 16
+            self.costs = Costs(per_token, 0.0, per_token * LOAD_SHARE)
 
     def expected_pause(self, lease: Lease, now: float) -> float:
         """Seconds until the owner of a lease is expected to want its pages."""

@@ -39,6 +39,21 @@ class ProgramFcfs:
         return (program.arrival,)
 
 
+class ProgramOrder:
+    """Treadle's: the highest priority, then the oldest program, then the call that most of its program waits for.
+
+    What a call holds up is the number of nodes on the longest declared chain that needs it.
+    """
+
+    def rank(self, call: Call, now: float) -> Rank:
+        program = call.program
+        height = program.graph.height(call.node_id) if call.node_id is not None else 0
+        return (-program.priority, program.arrival, -height, call.arrival)
+
+    def program_rank(self, program: Program, now: float) -> Rank:
+        return (-program.priority, program.arrival)
+
+
 class PinnedFirst(ProgramFcfs):
     """Continuum's: programs that have a pin before the others, then the oldest program (arXiv 2511.02230)."""
 
@@ -85,6 +100,7 @@ ORDERS: Mapping[str, Callable[[Books, str], OrderPolicy]] = {
     "fcfs": lambda books, _: Fcfs(),
     "program-fcfs": lambda books, _: ProgramFcfs(),
     "continuum": lambda books, _: PinnedFirst(),
+    "treadle": lambda books, _: ProgramOrder(),
     "plas": lambda books, seconds: Plas(float(seconds or 2)),
     "atlas": lambda books, seconds: Atlas(float(seconds or 2)),
 }

@@ -24,7 +24,7 @@ from treadle.scheduler.policies.order import OrderPolicy
 
 RECHECK_S = 1.0
 STARVE_S = 600.0
-SLEEPER, LATER, HOSTED, KEPT = 0.0, 1.0, 2.0, 3.0
+OVER_QUOTA, SLEEPER, LATER, HOSTED, KEPT = -0.5, 0.0, 1.0, 2.0, 3.0
 
 
 class Residency:
@@ -44,10 +44,10 @@ class Residency:
 
     def longest_pause(self, num_tokens: int, *, on_device: bool) -> float:
         """Seconds for which so many tokens are worth keeping, on the device or in any tier."""
-        config = self._books.config
-        lost, pages = config.costs.compute(0, num_tokens), config.num_pages + config.num_host_pages
+        config, costs = self._books.config, self._books.costs
+        lost, pages = costs.compute(0, num_tokens), config.num_pages + config.num_host_pages
         if on_device and config.num_host_pages:
-            lost, pages = min(lost, config.costs.load * num_tokens), config.num_pages
+            lost, pages = min(lost, costs.load * num_tokens), config.num_pages
         return self.patience * lost * pages * config.page_size / max(1, num_tokens)
 
     def refresh(self, now: float) -> None:
@@ -80,23 +80,29 @@ class Residency:
                 else:
                     claims.append((absent, index, len(claims), lease.num_tokens / page + 1, pause, lease))
                     self.valid_until = now + RECHECK_S
+        quota = books.config.tenant_share * (books.config.num_pages + books.config.num_host_pages)
+        leased: dict[str, float] = {}
         claims.sort()
         for place, (absent, _, _, need, pause, lease) in enumerate(claims):
-            if need > anywhere:
+            if lease.pause is not None:
+                leased[lease.tenant] = leased.get(lease.tenant, 0.0) + need
+            if leased.get(lease.tenant, 0.0) > quota and lease.pause is not None:
+                self._values[lease.owner] = (OVER_QUOTA, -place)
+            elif need > anywhere:
                 self._values[lease.owner] = (LATER if absent else HOSTED, -place)
                 if not absent:
                     anywhere = on_device = 0.0
-                continue
-            anywhere -= need
-            if pause > 0 and pause > self.longest_pause(lease.num_tokens, on_device=True):
-                self._values[lease.owner] = (HOSTED, -pause)
-            elif need <= on_device:
-                on_device -= need
-                self._values[lease.owner] = (KEPT, -place)
-                if lease.pause is None:
-                    self.admitted.add(lease.owner)
             else:
-                self._values[lease.owner] = (HOSTED, -place)
+                anywhere -= need
+                if pause > self.longest_pause(lease.num_tokens, on_device=True):
+                    self._values[lease.owner] = (HOSTED, -pause)
+                elif need > on_device:
+                    self._values[lease.owner] = (HOSTED, -place)
+                else:
+                    on_device -= need
+                    self._values[lease.owner] = (KEPT, -place)
+                    if lease.pause is None:
+                        self.admitted.add(lease.owner)
 
     def _known_tokens(self, lease: Lease) -> int:
         """Tokens of the owner's whose KV is in one of the tiers."""

@@ -136,7 +136,7 @@ class Continuum(LeastRecentlyUsed):
             return self._released_s if not known or sum(own) / len(own) <= self._released_s else 0.0
         queued = self._books.queued
         waiting = sum(queued) / len(queued) if queued else 0.0
-        gain = waiting * _memory_of_turns(self._books.turns) + self._books.config.costs.compute(0, num_tokens)
+        gain = waiting * _memory_of_turns(self._books.turns) + self._books.costs.compute(0, num_tokens)
         samples = own if len(own) > self.ENOUGH else self._all
         if len(samples) <= self.ENOUGH:
             return max(0.0, math.log(gain)) if gain > 0 else 0.0

@@ -29,7 +29,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(
         ahead=st.booleans(),
-        order=st.sampled_from(["fcfs", "program-fcfs", "plas:0.02", "atlas:0.02", "continuum"]),
+        order=st.sampled_from(["fcfs", "program-fcfs", "plas:0.02", "atlas:0.02", "continuum", "treadle"]),
         retention=st.sampled_from(["lru", "fixed:0.05", "continuum", "continuum-released:0.5", "treadle"]),
         admission=st.sampled_from(["greedy", "pause-resume", "aimd", "treadle"]),
         num_host_pages=st.sampled_from([0, 5, 60]),
