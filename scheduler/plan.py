@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from array import array
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from treadle.scheduler.commands import TokenLogprob
 
 
-class Row(NamedTuple):
+@dataclass(slots=True)
+class Row:
     """One call's share of a step: compute the tokens `start .. start + count`, and sample the next one if asked.
 
     There is no prefill and no decode: a decoding call is a row with a count of one.

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     results = []
     with contextlib.ExitStack() as stack:
         show = _watcher(stack, len(band), quiet=args.json)
-        for result in band.results(show):
+        for result in band.results(show, time.perf_counter):
             results.append(result)
             if args.json:
                 print(json.dumps(dataclasses.asdict(result)), flush=True)

@@ -84,7 +84,8 @@ class PauseResume(AdmissionPolicy):
     def _weight(program: Program, now: float) -> float:
         if program.calls or not program.leases:
             return 1.0
-        return 2.0 ** -min(60.0, now - max(lease.since for lease in program.leases.values()))
+        idle_s = now - max(lease.since for lease in program.leases.values())
+        return math.pow(2.0, -min(60.0, idle_s))
 
 
 class Aimd(AdmissionPolicy):

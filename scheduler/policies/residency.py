@@ -67,10 +67,10 @@ class Residency:
                     on_device -= held
                     anywhere -= held
             for lease in program.leases.values():
-                call = program.calls.get(lease.owner)
+                owner = program.calls.get(lease.owner)
                 absent = 2 * self._known_tokens(lease) < lease.num_tokens
-                if call is not None and call.status is Status.WAITING:
-                    need = (call.num_tokens + books.expected_output(call)) / page + 1
+                if owner is not None and owner.status is Status.WAITING:
+                    need = (owner.num_tokens + books.expected_output(owner)) / page + 1
                     first = absent and now - lease.since <= STARVE_S
                     claims.append((first, index, len(claims), need, 0.0, lease))
                     continue

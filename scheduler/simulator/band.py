@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -73,8 +74,10 @@ class Band:
         """Number of simulations."""
         return len(self.study.points) * self.study.num_seeds * len(self.study.policies)
 
-    def results(self, watch: Callable[[str], object] = lambda _: None) -> Iterator[Result]:
-        """Simulates each policy with each seed at each point; `watch` is told what comes next.
+    def results(
+        self, watch: Callable[[str], object] = lambda _: None, stopwatch: Callable[[], float] = lambda: math.nan
+    ) -> Iterator[Result]:
+        """Simulates each policy with each seed at each point; `watch` is told what comes next, `stopwatch` times it.
 
         A seed means the same programs in the same order, with the same pauses and arrivals, for every policy.
         """
@@ -85,7 +88,7 @@ class Band:
                 fluid = fluid_mean_s(workload, study.hardware, point.programs)
                 for policy in study.policies:
                     watch(f"{policy.name}, seed {seed + 1} of {study.num_seeds}, {describe(point)}")
-                    outcome = Simulation(workload, _setup(study.hardware, point, policy)).run()
+                    outcome = Simulation(workload, _setup(study.hardware, point, policy), stopwatch).run()
                     yield summarise(outcome, fluid, self._origin(policy, point, seed))
 
     def draw(self, point: Point, seed: int) -> Workload:
