@@ -112,9 +112,8 @@ class Band:
         fitting = tuple(program for program in every if largest_call_tokens([program]) * 2 <= point.pool)
         if not fitting:
             which = f"{self.study.workload.name}, half {self.study.sample.half}"
-            raise ValueError(
-                f"{which}: of {len(every)} programs all have a call of more than half of {point.pool} tokens"
-            )
+            text = f"none of {len(every)} programs has all its calls within half of a pool of {point.pool} tokens"
+            raise ValueError(f"{which}: {text}; take a larger pool, or other programs")
         return replace(self._prepared, programs=fitting)
 
     def _origin(self, policy: Policy, point: Point, seed: int) -> Origin:

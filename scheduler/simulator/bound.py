@@ -6,6 +6,8 @@ single server that works them off in the best order cannot be beaten in mean com
 - Closed loop of C programs. The programs' ends t(1) <= t(2) <= ... are also the beginnings of all but the first C. So
   the completion times add up to the last C ends, and the k-th end is not before the k smallest works are done.
 - Open arrivals. Shortest remaining work first is the best order (Schrage 1968).
+
+Nor can a program be faster than it is with a server and its pauses to itself.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean
 
@@ -20,19 +23,32 @@ from treadle.scheduler.simulator.hardware import Hardware, pairs
 from treadle.scheduler.simulator.workload import Blocks, ProgramSpec, Workload
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a program needs at least: seconds for its tokens, and rows in so many steps."""
+
+    tokens_s: float
+    steps: int
+
+
 def fluid_mean_s(workload: Workload, hardware: Hardware, concurrency: int | None) -> float:
-    """Seconds that the mean completion time of the programs cannot be below for want of capacity, host memory or not.
+    """Seconds that the mean completion time of the programs cannot be below.
 
-    `concurrency` is that of a closed loop, None with open arrivals. Pauses are left out.
+    `concurrency` is that of a closed loop, None with open arrivals.
     """
-    works = _works(workload, hardware, min(hardware.rows, concurrency or hardware.rows))
+    works = _works(workload, hardware)
+    rows = min(hardware.rows, concurrency or hardware.rows)
+    shares = [work.tokens_s + hardware.step.fixed_s * work.steps / rows for work in works]
     if concurrency is not None:
-        return sum(list(accumulate(sorted(works)))[-concurrency:]) / len(works)
-    return fmean(_shortest_remaining_first([program.start_s for program in workload.programs], works))
+        capacity = sum(list(accumulate(sorted(shares)))[-concurrency:]) / len(shares)
+    else:
+        capacity = fmean(_shortest_remaining_first([program.start_s for program in workload.programs], shares))
+    pauses = fmean(sum(call.pause_s for call in program.calls[1:]) for program in workload.programs)
+    alone = fmean(work.tokens_s + hardware.step.fixed_s * work.steps for work in works)
+    return max(capacity, alone + pauses)
 
 
-def _works(workload: Workload, hardware: Hardware, rows: int) -> list[float]:
-    """Seconds of each program: its tokens, and the steps that it would have to itself if all had `rows` rows."""
+def _works(workload: Workload, hardware: Hardware) -> list[_Work]:
     salts = Counter(program.salt for program in workload.programs)
     owners = Counter(
         (program.salt, block) for program in workload.programs if salts[program.salt] > 1 for block in _blocks(program)
@@ -40,13 +56,13 @@ def _works(workload: Workload, hardware: Hardware, rows: int) -> list[float]:
     works = []
     for program in workload.programs:
         shared = {block for block in _blocks(program) if owners[program.salt, block] > 1} if owners else set()
-        works.append(_work(program, workload.block_tokens, hardware, rows, shared))
+        works.append(_work(program, workload.block_tokens, hardware, shared))
     return works
 
 
-def _work(program: ProgramSpec, block_tokens: int, hardware: Hardware, rows: int, seen: set[int]) -> float:
+def _work(program: ProgramSpec, block_tokens: int, hardware: Hardware, seen: set[int]) -> _Work:
     """`seen` are blocks that somebody else may compute."""
-    step, total = hardware.step, 0.0
+    step, total, steps = hardware.step, 0.0, 0
     before: dict[str, tuple[Blocks, int]] = {}
     for call in program.calls:
         last, generated = before.get(call.stream, (Blocks(), 0))
@@ -56,10 +72,10 @@ def _work(program: ProgramSpec, block_tokens: int, hardware: Hardware, rows: int
         count = call.output_tokens - 1
         total += step.per_token_s * (new + count) + step.per_pair_s * pairs(call.prompt_tokens - new, new)
         total += step.per_context_token_s * (count * call.prompt_tokens + count * (count + 1) / 2)
-        total += step.fixed_s * (-(-new // hardware.step_tokens) + count) / rows
+        steps += -(-new // hardware.step_tokens) + count
         seen.update(fresh)
         before[call.stream] = prompt, call.output_tokens
-    return total
+    return _Work(total, steps)
 
 
 def _blocks(program: ProgramSpec) -> set[int]:

@@ -122,7 +122,7 @@ class Origin:
 
 
 def summarise(outcome: Outcome, fluid_mean_s: float, origin: Origin) -> Result:
-    """Sums an outcome of one program or more up. `fluid_mean_s` is the bound by capacity alone."""
+    """Sums an outcome of one program or more up."""
     completion = [record.ended - record.began for record in outcome.programs]
     alone = [record.alone_s for record in outcome.programs]
     slowdown = [taken / least for taken, least in zip(completion, alone, strict=True)]
@@ -143,7 +143,7 @@ def summarise(outcome: Outcome, fluid_mean_s: float, origin: Origin) -> Result:
         excess_mean_s=fmean(completion) - fmean(alone),
         slowdown_mean=fmean(slowdown),
         slowdown_max=max(slowdown),
-        fluid_mean_s=max(fluid_mean_s, fmean(alone)),
+        fluid_mean_s=fluid_mean_s,
         ttft_p50_s=percentile(ttft, 0.5),
         ttft_p99_s=percentile(ttft, 0.99),
         hit_rate=outcome.cached / outcome.prompt,
