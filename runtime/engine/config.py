@@ -43,7 +43,7 @@ class EngineConfig:
         max_context: Most tokens of a call; None takes the model's.
         max_step_moves: Most pages saved to the second tier, and most loaded from it, in one step.
         order, retention, admission: Names of scheduling policies.
-        costs: What computing and loading takes here, for policies that weigh it; None takes the scheduler's default.
+        costs: What computing and loading takes here, for policies that weigh it; None learns it.
         prefix_cache: Whether calls share the pages of common prefixes.
         overlap: Whether a step is launched before the tokens of the one before are read. None: where the device
             works on its own; a CPU does not, so there it would only delay every token by a step.
