@@ -37,7 +37,7 @@ class LLMOptions:
         top_p: Keep the smallest set of tokens whose probabilities reach this sum.
         seed: The same seed gives the same noise, whatever else runs. Sample i of a fan-out uses seed + i.
         system: Text of a system message before the prompt.
-        stop: Strings that end the call.
+        stop: Strings that end the call. The value is the text before.
         retries: How often to ask again when the output does not fit its type. Each time the model is shown what it
             wrote and what is wrong with it, and the seed is another. None: twice if decoding cannot enforce all of the
             type's schema, else never.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +21,17 @@ from treadle.grammar.compiler import Compiler
 from treadle.runtime.engine.session import Session
 from treadle.runtime.executor.calls import DEFAULT_MAX_TOKENS, constraint_of
 from treadle.runtime.executor.prompts import PromptEncoder
+from treadle.runtime.executor.released import ReleasedIds
 from treadle.runtime.text.tokenizer import Tokenizer
 from treadle.scheduler import SamplingParams, SubmitCall, Usage
 
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """What a call generated: its text, and its ids but for the token that ended it."""
+    """What a call generated: its text, the ids that stand for it in other prompts, and all but one that ended it."""
 
     text: str
+    text_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
 
 
@@ -93,14 +96,14 @@ class PlainClient:
         async with self._turn:
             reply = await self._generate(node, token_ids)
         text = _told_tool_calls(node, reply.text) if node.options.tools else reply.text
+        node.output.push(text, reply.text_ids if text == reply.text else ())
         node.output.resolve(node.parse(text), reply.token_ids, text)
 
     async def _ids_of(self, var: Var[Any]) -> tuple[int, ...]:
         """The ids of a value, once it is there; as in the executor, those that the model wrote if they are its text."""
         await var
-        if isinstance(var.node, CallNode) and not var.node.options.stop and var.token_ids:
-            return var.token_ids
-        return tuple(self._tokenizer.encode(var.value_text()))
+        pieces = [ids async for _, ids in var.pieces()] if isinstance(var.node, CallNode) else []
+        return tuple(itertools.chain(*pieces)) or tuple(self._tokenizer.encode(var.value_text()))
 
     async def _generate(self, node: CallNode, token_ids: tuple[int, ...]) -> _Reply:
         constraint = constraint_of(node)
@@ -127,14 +130,18 @@ class PlainClient:
         )
         text = ""
         ids: list[int] = []
+        stops = self._tokenizer.eos_token_ids
         async for tokens in stream:
             text += tokens.text
-            ids += tokens.token_ids
+            ids += (token_id for token_id in tokens.token_ids if token_id not in stops)
         assert stream.finished is not None
         self.usages.append(stream.finished.usage)
         await self._session.end_program(program_id)
-        stops = self._tokenizer.eos_token_ids
-        return _Reply(text + stream.finished.text, tuple(token_id for token_id in ids if token_id not in stops))
+        text += stream.finished.text
+        released = ReleasedIds(self._tokenizer)
+        released.push(ids, text)
+        released.finish("")
+        return _Reply(text, released.token_ids, tuple(ids))
 
 
 def _told_tool_calls(node: CallNode, text: str) -> str:

@@ -7,6 +7,7 @@ import json
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,6 +32,7 @@ from treadle.runtime.engine.session import CallStream, Session
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.executor.outputs import OutputCheck
 from treadle.runtime.executor.prompts import Part, PromptEncoder, Recorded, Turn
+from treadle.runtime.executor.released import ReleasedIds
 from treadle.runtime.text.tokenizer import Tokenizer
 from treadle.scheduler import AppendPrompt, CallFinished, SamplingParams, SubmitCall
 
@@ -68,13 +70,13 @@ class CallRunner:
             for attempt in range(check.retries + 1):
                 parts = self._prompts.encode(turns, tools)
                 try:
-                    text, token_ids, reason = await self._generate(node, parts, constraint, attempt, check)
+                    output = await self._generate(node, parts, constraint, attempt, check)
                 except InvalidRequestError as refused:
                     if failure is None:
                         raise
                     raise failure from refused  # with the correction, the prompt does not fit the context any more
                 try:
-                    value = self._value(node, text, reason, check)
+                    value = self._value(node, output, check)
                 except OutputCutOff:
                     raise
                 except OutputError as error:
@@ -82,9 +84,11 @@ class CallRunner:
                         raise
                     failure = error
                     correction = f"That is not right: {error.reason}\nAnswer again, and correct it."
-                    turns = [*turns, Turn("assistant", [Recorded(token_ids)]), Turn("user", [correction])]
+                    turns = [*turns, Turn("assistant", [Recorded(output.token_ids)]), Turn("user", [correction])]
                 else:
-                    node.output.resolve(value, token_ids, text)
+                    if not output.was_pushed:
+                        node.output.push(output.text, output.text_ids)
+                    node.output.resolve(value, output.token_ids, output.text)
                     return
 
     def _check_model(self, node: CallNode) -> None:
@@ -126,32 +130,40 @@ class CallRunner:
 
     async def _generate(
         self, node: CallNode, parts: Sequence[Part], constraint: str | None, attempt: int, check: OutputCheck
-    ) -> tuple[str, tuple[int, ...], str]:
-        """One call of the engine: its text but for tool calls, the ids but for the stop token, and why it ended."""
+    ) -> _Output:
+        """One call of the engine, whose text and ids are pushed as they come if they will be the value's."""
         if node.fork_of is not None and not attempt:
             parts = await self._parts_of_fork(node.fork_of, parts)
         stream = self._submit(node, parts, constraint, attempt)
         is_open = _first_hole(parts) is not None
         feeder = asyncio.create_task(self._feed(node, stream, parts)) if is_open else None
         calls = _ToolCalls(node, check) if node.options.tools else None
+        pushes = calls is None and check.is_final
+        released = ReleasedIds(self._tokenizer)
         text = ""
         token_ids: tuple[int, ...] = ()
         try:
             async for tokens in stream:
                 ids = tuple(i for i in tokens.token_ids if i not in self._stops)
                 text, token_ids = text + tokens.text, token_ids + ids
+                ready = released.push(ids, tokens.text)
                 if calls is not None:
                     calls.push(tokens.text)
-                elif check.is_final:
-                    node.output.push(tokens.text, ids)
-            assert stream.finished is not None
-            self._spend(node, stream.finished)
+                elif pushes:
+                    node.output.push(tokens.text, ready)
+            finished = stream.finished
+            assert finished is not None
+            self._spend(node, finished)
             if feeder is not None:
                 await feeder
-            text += stream.finished.text
-            if calls is not None:
-                text = calls.finish(stream.finished.text)
-            return text, token_ids, stream.finished.reason
+            text += finished.text
+            ready = released.finish(finished.text)
+            if pushes:
+                node.output.push(finished.text, ready)
+            text_ids = released.token_ids
+            if calls is not None and (content := calls.finish(finished.text)) != text:
+                text, text_ids = content, tuple(self._tokenizer.encode(content))
+            return _Output(text, text_ids, token_ids, finished.reason, pushes)
         except InvalidRequestError:
             if feeder is not None and feeder.done() and (cause := feeder.exception()) is not None:
                 raise cause from None
@@ -236,9 +248,9 @@ class CallRunner:
             self._session.send(AppendPrompt(stream.call_id, ids, close))
 
     async def _ids_of(self, var: Var[Any]) -> AsyncGenerator[tuple[int, ...], None]:
-        """A value's ids: those that were generated, as they come, or its text's once it is there."""
+        """A value's ids: those that were generated and released, as they come, or its text's once it is there."""
         streamed = False
-        if isinstance(var.node, CallNode) and not var.node.options.stop:
+        if isinstance(var.node, CallNode):
             async for _, ids in var.pieces():
                 if ids:
                     streamed = True
@@ -261,13 +273,31 @@ class CallRunner:
             stop_token_ids=self._tokenizer.eos_token_ids,
         )
 
-    def _value(self, node: CallNode, text: str, reason: str, check: OutputCheck) -> Any:
-        if reason == "length" and check.must_be_whole(text):
+    def _value(self, node: CallNode, output: _Output, check: OutputCheck) -> Any:
+        if output.reason == "length" and check.must_be_whole(output.text):
             limit = node.options.max_tokens or DEFAULT_MAX_TOKENS
             raise OutputCutOff(f"{node}: the output was cut off after {limit} tokens; give a larger max_tokens")
-        if reason == "aborted":
+        if output.reason == "aborted":
             raise DSLError(f"{node}: the call was aborted in the engine")
-        return check.value(text)
+        return check.value(output.text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """What a call generated.
+
+    Attributes:
+        text: Without stop string and tool calls.
+        text_ids: What stands for the text in other prompts.
+        token_ids: All that was generated but for the token that ended it.
+        was_pushed: Whether text and ids are in the node's variable already.
+    """
+
+    text: str
+    text_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    reason: str
+    was_pushed: bool
 
 
 class _ToolCalls:

@@ -41,6 +41,11 @@ class Detokenizer:
             data = data.removeprefix(b" ")
         return self._decoder.decode(data)
 
+    @property
+    def is_within_character(self) -> bool:
+        """Whether the last ids may have begun a character that is not complete."""
+        return bool(self._decoder.getstate()[0])
+
     def finish(self) -> str:
         """What was held back: U+FFFD if the ids ended within a character, otherwise nothing."""
         return self._decoder.decode(b"", final=True)

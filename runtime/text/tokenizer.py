@@ -23,6 +23,9 @@ from treadle.runtime.text.gguf_tokenizer import BYTE, CONTROL, UNKNOWN, USER_DEF
 from treadle.runtime.text.huggingface_tokenizer import read_huggingface_folder
 from treadle.runtime.text.special_text import END_OF_TURN_TOKENS, SpecialText, SpecialToken
 
+IN_NO_WORD = "\ue000"
+"""A character of private use: no vocabulary has a token that joins it to others."""
+
 
 class Tokenizer:
     """A model's vocabulary: text to token ids and back, and which ids mean something other than text.
@@ -70,14 +73,20 @@ class Tokenizer:
         self._literal_backend = _literal_twin(backend)
         self.special_text = _special_text(backend, special_tokens)
 
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
+    def encode(self, text: str, *, special: bool = False, continues: bool = False) -> list[int]:
         """The ids of `text`. Adds neither BOS nor EOS.
+
+        With `continues`, the text goes on from other text, so that no space is put before it: a SentencePiece model
+        does that to any text's first word, and decoding takes it away at the very beginning only.
 
         With `special`, special tokens written out in the text become their ids. Without, as for anything that a user
         wrote, text that looks like a special token stays text, and no id in the result is in `special_ids`. Characters
         for which the vocabulary has no token at all (in some, a few control characters) are dropped, as the reference
         implementations do. Raises `InvalidRequestError` for lone surrogates, which are no text.
         """
+        if continues and self._strip_space:
+            num_before = len(self.encode(IN_NO_WORD))
+            return self.encode(IN_NO_WORD + text, special=special)[num_before:]
         try:
             if special:
                 return self._backend.encode(text, add_special_tokens=False).ids

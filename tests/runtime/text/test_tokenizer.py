@@ -127,6 +127,12 @@ def test_lone_surrogates_are_refused(smollm2):
             smollm2.encode("a\ud800", special=special)
 
 
+@given(st.text("ab .\né", min_size=1, max_size=8), st.text("ab .\né", min_size=1, max_size=8))
+def test_text_that_continues_a_text_gets_no_space(smollm2, sentencepiece_tokenizer, text, more):
+    for tokenizer in (smollm2, sentencepiece_tokenizer):
+        assert tokenizer.decode(tokenizer.encode(text) + tokenizer.encode(more, continues=True)) == text + more
+
+
 def test_sentencepiece_gguf_has_the_ids_of_the_folder(sentencepiece_vocabulary, sentencepiece_tokenizer, lines):
     tokenizer = tokenizer_from_gguf(sentencepiece_metadata(sentencepiece_vocabulary))
     assert tokenizer.add_bos
