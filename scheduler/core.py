@@ -61,8 +61,8 @@ class Scheduler:
         self.memory = self.books.memory = CallMemory(
             config.num_pages, config.num_host_pages, config.page_size, config.max_step_moves, self._retention
         )
-        self._roster = Roster(config.num_slots, order)
-        self._leases = Leases(self.memory.tree)
+        self._roster = self.books.roster = Roster(config.num_slots, order)
+        self._leases = Leases(self.memory.tree, self.books.leases)
         self._planner = Planner(
             self.memory,
             self._roster,
@@ -180,6 +180,7 @@ class Scheduler:
             num_prompt_tokens=len(command.token_ids),
             waiting_since=now,
             path_s=program.path_s,
+            height=program.graph.height(command.node_id) if command.node_id is not None else 0,
             stop_token_ids=frozenset(command.sampling.stop_token_ids),
         )
         self._calls[call.id] = program.calls[call.id] = call

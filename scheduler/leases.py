@@ -11,8 +11,9 @@ MAX_LEASES = 256
 class Leases:
     """Who will come back to which node. A program has at most `MAX_LEASES`; the oldest falls first."""
 
-    def __init__(self, tree: PrefixTree) -> None:
+    def __init__(self, tree: PrefixTree, every: dict[str, Lease]) -> None:
         self._tree = tree
+        self._every = every
 
     def wait(self, call: Call, node: Node, now: float) -> None:
         """A call waits for a slot: its pages are wanted at once."""
@@ -24,9 +25,9 @@ class Leases:
 
     def end(self, call: Call) -> None:
         """The call's own lease, if it has one, is over: it runs, or nobody will continue it."""
-        lease = call.program.leases.pop(call.id, None)
+        lease = call.program.leases.get(call.id)
         if lease is not None:
-            self._tree.release(lease)
+            self._release(call.program, lease)
 
     def claim(self, call: Call, node: Node) -> Lease | None:
         """Ends the lease that a call continues: of the call that it extends, else of its program on the same path."""
@@ -36,8 +37,7 @@ class Leases:
             near = [lease for lease in leases.values() if lease.pause is not None and _related(lease.node, node)]
             lease = max(near, key=lambda lease: lease.since, default=None)
         if lease is not None:
-            del leases[lease.owner]
-            self._tree.release(lease)
+            self._release(call.program, lease)
         return lease
 
     def tell(self, program: Program, tool: str) -> None:
@@ -49,17 +49,20 @@ class Leases:
 
     def drop(self, program: Program) -> None:
         """The program has ended: nobody will come back."""
-        for lease in program.leases.values():
-            self._tree.release(lease)
-        program.leases.clear()
+        for lease in list(program.leases.values()):
+            self._release(program, lease)
+
+    def _release(self, program: Program, lease: Lease) -> None:
+        del program.leases[lease.owner], self._every[lease.owner]
+        self._tree.release(lease)
 
     def _grant(self, call: Call, node: Node, now: float, pause: tuple[str, str] | None) -> Lease:
         program = call.program
         self.end(call)
         if len(program.leases) >= MAX_LEASES:
-            self._tree.release(program.leases.pop(next(iter(program.leases))))
+            self._release(program, next(iter(program.leases.values())))
         lease = Lease(call.id, program.id, program.tenant, program.arrival, node, now, pause, call.num_tokens)
-        program.leases[call.id] = lease
+        program.leases[call.id] = self._every[call.id] = lease
         self._tree.grant(lease)
         return lease
 

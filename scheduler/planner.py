@@ -53,7 +53,7 @@ class Planner:
             self.stale = True
         if self.stale:
             self._retention.expire(now)
-            self._roster.reorder()
+            self._roster.refresh_ranks()
             self._admission.refresh(now)
         preempted = self._continue_running(draft, now)
         if self.stale and (not preempted or draft.is_empty):
@@ -136,7 +136,7 @@ class Planner:
         promised = sum(self._memory.num_missing_pages(call) for call in self._roster.running)
         pending = self._pending_pages()
         blocked = False
-        for call in self._roster.waiting(now):
+        for call in self._admission.candidates(self._roster.waiting(now)):
             if not self._roster.num_free_slots:
                 break
             if not draft.budget:

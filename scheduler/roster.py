@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable
 
 from treadle.scheduler.call import Call, Status
@@ -39,24 +40,32 @@ class Roster:
         return self._ranked
 
     def waiting(self, now: float) -> list[Call]:
-        """The waiting calls, the next one first. The list may be kept: it does not change later."""
+        """The waiting calls, the next one first. Whoever changes the roster while going through it copies it first."""
         if not self._is_sorted:
             self._waiting.sort(key=lambda call: self.rank(call, now))
             self._is_sorted = True
-        return list(self._waiting)
+        return self._waiting
 
     def enqueue(self, call: Call, now: float) -> None:
         """The call has work to do and no slot."""
         assert call.slot < 0
         call.status = Status.WAITING
         call.waiting_since = now
-        self._waiting.append(call)
-        self._is_sorted = False
+        if self._order.is_static and self._is_sorted:
+            insort(self._waiting, call, key=lambda other: self.rank(other, now))
+        else:
+            self._waiting.append(call)
+            self._is_sorted = False
 
     def reorder(self) -> None:
-        """Ranks have changed."""
+        """The rank of a call has changed."""
         self._is_sorted = False
         self._ranked = None
+
+    def refresh_ranks(self) -> None:
+        """Ranks may have changed, if the policy is one of those whose ranks do."""
+        if not self._order.is_static:
+            self.reorder()
 
     def admit(self, call: Call, now: float) -> None:
         """Gives a waiting call a slot."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from treadle.scheduler.call import Call, Program, Status
 from treadle.scheduler.policies.books import Books
-from treadle.scheduler.policies.residency import Residency
+from treadle.scheduler.policies.residency import MOST_SKIPPED, Residency
 
 
 class AdmissionPolicy:
@@ -22,6 +22,10 @@ class AdmissionPolicy:
 
     def refresh(self, now: float) -> None:
         """Something has happened since the last time, or `valid_until` has come."""
+
+    def candidates(self, waiting: Sequence[Call]) -> list[Call]:
+        """The waiting calls to try, in order. The rest is not even looked at."""
+        return list(waiting)
 
     def objection(self, call: Call) -> str | None:
         """Why a call may not start now."""
@@ -135,6 +139,11 @@ class WorkingSets(AdmissionPolicy):
 
     def refresh(self, now: float) -> None:
         self._residency.refresh(now)
+
+    def candidates(self, waiting: Sequence[Call]) -> list[Call]:
+        admitted = self._residency.admitted
+        chosen = [call for call in waiting if call.id in admitted]
+        return chosen + [call for call in waiting[:MOST_SKIPPED] if call.id not in admitted]
 
     def objection(self, call: Call) -> str | None:
         return None if call.id in self._residency.admitted else "its working set does not fit beside those kept"

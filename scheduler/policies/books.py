@@ -14,6 +14,7 @@ from treadle.scheduler.spread import Spreads
 
 if TYPE_CHECKING:
     from treadle.scheduler.memory import CallMemory
+    from treadle.scheduler.roster import Roster
 
 
 FIRST_GUESS_S = 1e-4
@@ -55,6 +56,8 @@ class Books:
     foresight: Foresight | None = None
     costs: Costs = field(init=False)
     memory: CallMemory = field(init=False)
+    roster: Roster = field(init=False)
+    leases: dict[str, Lease] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.costs = self.config.costs or Costs(FIRST_GUESS_S, 0.0, FIRST_GUESS_S * LOAD_SHARE)

@@ -12,7 +12,13 @@ Rank = tuple[float, ...]
 
 
 class OrderPolicy(Protocol):
-    """Ranks calls, and programs among each other. Looked at again when something happens, not by time alone."""
+    """Ranks calls, and programs among each other.
+
+    Unless a policy `is_static`, ranks are looked at again when something happens; they do not change by time alone.
+    """
+
+    @property
+    def is_static(self) -> bool: ...
 
     def rank(self, call: Call, now: float) -> Rank: ...
 
@@ -21,6 +27,8 @@ class OrderPolicy(Protocol):
 
 class Fcfs:
     """Calls in the order in which they came, as request-level servers do."""
+
+    is_static = True
 
     def rank(self, call: Call, now: float) -> Rank:
         return (call.arrival,)
@@ -32,6 +40,8 @@ class Fcfs:
 class ProgramFcfs:
     """Calls of the oldest program first, so that programs finish one after another."""
 
+    is_static = True
+
     def rank(self, call: Call, now: float) -> Rank:
         return (call.program.arrival, call.arrival)
 
@@ -42,13 +52,13 @@ class ProgramFcfs:
 class ProgramOrder:
     """Treadle's: the highest priority, then the oldest program, then the call that most of its program waits for.
 
-    What a call holds up is the number of nodes on the longest declared chain that needs it.
+    What a call holds up is the number of nodes on the longest chain that needs it, as declared when it was submitted.
     """
 
+    is_static = True
+
     def rank(self, call: Call, now: float) -> Rank:
-        program = call.program
-        height = program.graph.height(call.node_id) if call.node_id is not None else 0
-        return (-program.priority, program.arrival, -height, call.arrival)
+        return (-call.program.priority, call.program.arrival, -call.height, call.arrival)
 
     def program_rank(self, program: Program, now: float) -> Rank:
         return (-program.priority, program.arrival)
@@ -56,6 +66,8 @@ class ProgramOrder:
 
 class PinnedFirst(ProgramFcfs):
     """Continuum's: programs that have a pin before the others, then the oldest program (arXiv 2511.02230)."""
+
+    is_static = False
 
     def rank(self, call: Call, now: float) -> Rank:
         return (not call.program.pinned, *super().rank(call, now))
@@ -67,6 +79,8 @@ class Plas:
     A program is in the queue that its service has come to; in a queue the first come is served first. A program that
     has waited `patience` times as long as it was served goes to the first queue, as in the paper's starvation rule.
     """
+
+    is_static = False
 
     def __init__(self, first_threshold_s: float = 2.0, num_queues: int = 7, patience: float = 8.0) -> None:
         self._thresholds = [first_threshold_s * 2**index for index in range(num_queues - 1)]

@@ -16,13 +16,17 @@ the device if there is a host tier, and those of computing for both together.
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
-from treadle.scheduler.call import Status
 from treadle.scheduler.kv import Lease
 from treadle.scheduler.policies.books import Books
-from treadle.scheduler.policies.order import OrderPolicy
+from treadle.scheduler.policies.order import OrderPolicy, Rank
+
+_Claim: TypeAlias = tuple[Rank, int, float, float, Lease]
+"""Rank of the program, a number that settles ties, pages, expected pause, lease."""
 
 RECHECK_S = 1.0
+MOST_SKIPPED = 64
 STARVE_S = 600.0
 OVER_QUOTA, SLEEPER, LATER, HOSTED, KEPT = -0.5, 0.0, 1.0, 2.0, 3.0
 
@@ -37,6 +41,10 @@ class Residency:
         self._books = books
         self._order = order
         self._values: dict[str, tuple[float, float]] = {}
+        self._leased: dict[str, float] = {}
+        self._on_device = 0.0
+        self._anywhere = 0.0
+        self._place = 0
 
     def value(self, lease: Lease) -> tuple[float, float]:
         """What a lease is worth: its class, and a number that orders those of one class."""
@@ -53,56 +61,83 @@ class Residency:
     def refresh(self, now: float) -> None:
         """Goes through all claims."""
         books, page = self._books, self._books.config.page_size
-        on_device = float(books.config.num_pages)
-        anywhere = on_device + books.config.num_host_pages
-        self.admitted.clear()
+        self._on_device = float(books.config.num_pages)
+        self._anywhere = self._on_device + books.config.num_host_pages
+        self._leased.clear()
         self._values.clear()
+        self.admitted.clear()
         self.valid_until = math.inf
-        programs = sorted(books.programs.values(), key=lambda program: self._order.program_rank(program, now))
-        claims: list[tuple[bool, int, int, float, float, Lease]] = []
-        for index, program in enumerate(programs):
-            for call in program.calls.values():
-                if call.status is Status.RUNNING:
-                    held = (call.num_tokens + books.expected_output(call)) / page + 1
-                    on_device -= held
-                    anywhere -= held
-            for lease in program.leases.values():
-                owner = program.calls.get(lease.owner)
-                absent = 2 * self._known_tokens(lease) < lease.num_tokens
-                if owner is not None and owner.status is Status.WAITING:
-                    need = (owner.num_tokens + books.expected_output(owner)) / page + 1
-                    first = absent and now - lease.since <= STARVE_S
-                    claims.append((first, index, len(claims), need, 0.0, lease))
-                    continue
+        for call in books.roster.running:
+            held = (call.num_tokens + books.expected_output(call)) / page + 1
+            self._on_device -= held
+            self._anywhere -= held
+        present: list[_Claim] = []
+        absent: list[_Claim] = []
+        for lease in books.leases.values():
+            known = self._known_tokens(lease)
+            is_present = 2 * known >= lease.num_tokens
+            if lease.pause is None:
+                if is_present or now - lease.since > STARVE_S:
+                    present.append(self._claim(lease, 0.0, now))
+            elif known:
                 pause = books.expected_pause(lease, now)
                 if pause > self.longest_pause(lease.num_tokens, on_device=False):
                     self._values[lease.owner] = (SLEEPER, -pause)
                 else:
-                    claims.append((absent, index, len(claims), lease.num_tokens / page + 1, pause, lease))
+                    (present if is_present else absent).append(self._claim(lease, pause, now))
                     self.valid_until = now + RECHECK_S
-        quota = books.config.tenant_share * (books.config.num_pages + books.config.num_host_pages)
-        leased: dict[str, float] = {}
-        claims.sort()
-        for place, (absent, _, _, need, pause, lease) in enumerate(claims):
-            if lease.pause is not None:
-                leased[lease.tenant] = leased.get(lease.tenant, 0.0) + need
-            if leased.get(lease.tenant, 0.0) > quota and lease.pause is not None:
+        present.sort()
+        for _, place, need, pause, lease in present:
+            self._settle(lease, need, pause, place, is_present=True)
+        self._admit_absent(now)
+        for _, place, need, pause, lease in sorted(absent):
+            self._settle(lease, need, pause, place, is_present=False)
+
+    def _claim(self, lease: Lease, pause: float, now: float) -> _Claim:
+        books, page = self._books, self._books.config.page_size
+        program = books.programs[lease.program_id]
+        tokens = float(lease.num_tokens)
+        if lease.pause is None:
+            tokens += books.expected_output(program.calls[lease.owner])
+        # Leases come in the order in which they were granted, which settles equal ranks.
+        self._place += 1
+        return self._order.program_rank(program, now), self._place, tokens / page + 1, pause, lease
+
+    def _admit_absent(self, now: float) -> None:
+        """Lets those begin for whom there is room left, and looks past a few for whom there is none."""
+        skipped = 0
+        for call in self._books.roster.waiting(now):
+            if self._on_device < 1 or skipped == MOST_SKIPPED:
+                return
+            lease = self._books.leases[call.id]
+            if call.id not in self._values:
+                _, place, need, pause, _ = self._claim(lease, 0.0, now)
+                self._settle(lease, need, pause, place, is_present=False)
+                skipped += call.id not in self.admitted
+
+    def _settle(self, lease: Lease, need: float, pause: float, place: int, *, is_present: bool) -> None:
+        """Says where the pages of a lease are to be, and takes their room."""
+        config = self._books.config
+        if lease.pause is not None:
+            leased = self._leased[lease.tenant] = self._leased.get(lease.tenant, 0.0) + need
+            if leased > config.tenant_share * (config.num_pages + config.num_host_pages):
                 self._values[lease.owner] = (OVER_QUOTA, -place)
-            elif need > anywhere:
-                self._values[lease.owner] = (LATER if absent else HOSTED, -place)
-                if not absent:
-                    anywhere = on_device = 0.0
-            else:
-                anywhere -= need
-                if pause > self.longest_pause(lease.num_tokens, on_device=True):
-                    self._values[lease.owner] = (HOSTED, -pause)
-                elif need > on_device:
-                    self._values[lease.owner] = (HOSTED, -place)
-                else:
-                    on_device -= need
-                    self._values[lease.owner] = (KEPT, -place)
-                    if lease.pause is None:
-                        self.admitted.add(lease.owner)
+                return
+        if need > self._anywhere:
+            self._values[lease.owner] = (HOSTED if is_present else LATER, -place)
+            if is_present:
+                self._anywhere = self._on_device = 0.0
+            return
+        self._anywhere -= need
+        if pause > self.longest_pause(lease.num_tokens, on_device=True):
+            self._values[lease.owner] = (HOSTED, -pause)
+        elif need > self._on_device:
+            self._values[lease.owner] = (HOSTED, -place)
+        else:
+            self._on_device -= need
+            self._values[lease.owner] = (KEPT, -place)
+            if lease.pause is None:
+                self.admitted.add(lease.owner)
 
     def _known_tokens(self, lease: Lease) -> int:
         """Tokens of the owner's whose KV is in one of the tiers."""
