@@ -54,9 +54,9 @@ class SchedulerConfig:
     page_size: int = 16
     num_slots: int = 64
     max_step_tokens: int = 512
-    order: str = "program-fcfs"
-    retention: str = "lru"
-    admission: str = "greedy"
+    order: str = "treadle"
+    retention: str = "treadle"
+    admission: str = "treadle"
     num_host_pages: int = 0
     max_step_moves: int = 256
     costs: Costs | None = None

@@ -60,7 +60,7 @@ class EngineConfig:
     max_step_tokens: int = 512
     max_step_moves: int = 256
     max_context: int | None = None
-    order: str = "program-fcfs"
+    order: str = "treadle"
     retention: str = "treadle"
     admission: str = "treadle"
     costs: Costs | None = None

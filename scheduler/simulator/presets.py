@@ -21,8 +21,8 @@ PRESETS = {
     "thunderagent": "program-fcfs+lru+pause-resume",
     "concur": "program-fcfs+lru+aimd",
     "fixed": "program-fcfs+fixed:60+greedy",
-    "treadle": "program-fcfs+treadle+treadle",
-    CLAIRVOYANT: "program-fcfs+treadle+treadle",
+    "treadle": "treadle+treadle+treadle",
+    CLAIRVOYANT: "treadle+treadle+treadle",
 }
 
 

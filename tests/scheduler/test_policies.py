@@ -29,6 +29,9 @@ def engine(**settings_) -> FakeEngine:
         "page_size": 4,
         "num_slots": 8,
         "costs": Costs(0.1, 0.001, 0.001),
+        "order": "fcfs",
+        "retention": "lru",
+        "admission": "greedy",
     }
     return FakeEngine(SchedulerConfig(**{**base, **settings_}))
 
