@@ -136,10 +136,11 @@ class CallMemory:
         moved = 0
         self._wanted = set(hosted)
         for node in hosted:
-            count = min(len(node.copies), self._max_step_moves - len(self._loads), self.num_available)
+            count = min(len(node.copies), self._num_loadable(), self.num_available)
             if count <= 0:
                 break
-            if count < len(node.copies):
+            is_part = count < len(node.copies)
+            if is_part:
                 node = self.tree.split(node, count)
             self._make_room(count, now)
             pages = self.pool.allocate(count)
@@ -148,8 +149,19 @@ class CallMemory:
             self._loading.append((step_id, node))
             self._loads += zip(node.copies, pages, strict=True)
             moved += count
+            if is_part:
+                break
         self._wanted = set()
         return moved
+
+    def _num_loadable(self) -> int:
+        """Pages that the step can still load without evicting more than it can save.
+
+        A page that is evicted unsaved takes with it what is below it in host memory. So a quarter of the saves is left
+        to calls that grow.
+        """
+        saves_left = self._max_step_moves * 3 // 4 - len(self._saves)
+        return min(self._max_step_moves - len(self._loads), self.pool.num_free + max(0, saves_left))
 
     def grow(self, call: Call, num_tokens: int, now: float, *, evict: bool = True) -> bool:
         """Gives a call pages for its first `num_tokens` tokens, evicting if need be; False if there are too few."""
