@@ -54,7 +54,7 @@ class Scheduler:
         self.decisions: deque[Decision] = deque(maxlen=config.max_decisions)
         self._programs: dict[str, Program] = {}
         self.books = Books(config, self._programs)
-        order = _make("order", config.order, ORDERS, self.books)
+        order = _make("order", config.order, ORDERS)
         self.residency = Residency(self.books, order, config.patience)
         self._retention = _make("retention", config.retention, RETENTIONS, self.books, self.residency)
         admission = _make("admission", config.admission, ADMISSIONS, self.books, self.residency)
@@ -440,9 +440,21 @@ def _no_such_call(call_id: str) -> Rejected:
 
 
 def _make(what: str, name: str, choices: Mapping[str, Callable[..., T]], *context: object) -> T:
-    """Makes the policy `name`, which may carry an argument as in `fixed:30`."""
-    kind, _, argument = name.partition(":")
-    return _choose(what, kind, choices)(*context, argument)
+    """Makes the policy `name`, which may carry seconds as in `fixed:30`."""
+    kind, colon, argument = name.partition(":")
+    make = _choose(what, kind, choices)
+    if not colon:
+        return make(*context)
+    try:
+        seconds = float(argument)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{what} policy {name!r}: after the colon comes a number of seconds above 0")
+    try:
+        return make(*context, seconds)
+    except TypeError:
+        raise ValueError(f"{what} policy {kind!r} takes no number; write it without {colon + argument!r}") from None
 
 
 def _choose(what: str, name: str, choices: Mapping[str, T]) -> T:

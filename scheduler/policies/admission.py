@@ -155,9 +155,10 @@ def context_tokens(program: Program) -> int:
     return live or sum(lease.num_tokens for lease in program.leases.values())
 
 
-ADMISSIONS: Mapping[str, Callable[[Books, Residency, str], AdmissionPolicy]] = {
-    "greedy": lambda books, residency, _: Greedy(),
-    "pause-resume": lambda books, residency, _: PauseResume(books),
-    "aimd": lambda books, residency, _: Aimd(books),
-    "treadle": lambda books, residency, _: WorkingSets(residency),
+ADMISSIONS: Mapping[str, Callable[..., AdmissionPolicy]] = {
+    "greedy": lambda books, residency: Greedy(),
+    "pause-resume": lambda books, residency: PauseResume(books),
+    "aimd": lambda books, residency: Aimd(books),
+    "treadle": lambda books, residency: WorkingSets(residency),
 }
+"""Each makes its policy from the books and Treadle's weighing."""

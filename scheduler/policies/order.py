@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from treadle.scheduler.call import Call, Program
-from treadle.scheduler.policies.books import Books
 
 Rank = tuple[float, ...]
 
@@ -110,11 +109,12 @@ class Atlas(Plas):
         return call.path_s + call.tally.service_s
 
 
-ORDERS: Mapping[str, Callable[[Books, str], OrderPolicy]] = {
-    "fcfs": lambda books, _: Fcfs(),
-    "program-fcfs": lambda books, _: ProgramFcfs(),
-    "continuum": lambda books, _: PinnedFirst(),
-    "treadle": lambda books, _: ProgramOrder(),
-    "plas": lambda books, seconds: Plas(float(seconds or 2)),
-    "atlas": lambda books, seconds: Atlas(float(seconds or 2)),
+ORDERS: Mapping[str, Callable[..., OrderPolicy]] = {
+    "fcfs": Fcfs,
+    "program-fcfs": ProgramFcfs,
+    "continuum": PinnedFirst,
+    "treadle": ProgramOrder,
+    "plas": Plas,
+    "atlas": Atlas,
 }
+"""Each makes its policy; `plas` and `atlas` also from the seconds of their first threshold."""

@@ -183,10 +183,11 @@ def leases_below(leaf: Node) -> Iterator[Lease]:
         below += node.children.values()
 
 
-RETENTIONS: Mapping[str, Callable[[Books, Residency, str], RetentionPolicy]] = {
-    "lru": lambda books, residency, _: LeastRecentlyUsed(),
-    "fixed": lambda books, residency, seconds: FixedTime(float(seconds or 2)),
-    "continuum": lambda books, residency, _: Continuum(books),
-    "continuum-released": lambda books, residency, seconds: Continuum(books, float(seconds or 2)),
-    "treadle": lambda books, residency, _: WorkingSet(residency),
+RETENTIONS: Mapping[str, Callable[..., RetentionPolicy]] = {
+    "lru": lambda books, residency: LeastRecentlyUsed(),
+    "fixed": lambda books, residency, seconds=2.0: FixedTime(seconds),
+    "continuum": lambda books, residency: Continuum(books),
+    "continuum-released": lambda books, residency, seconds=2.0: Continuum(books, seconds),
+    "treadle": lambda books, residency: WorkingSet(residency),
 }
+"""Each makes its policy from the books and Treadle's weighing; `fixed` and `continuum-released` also from seconds."""

@@ -233,14 +233,14 @@ class Simulation:
         known = _common(before, run.prompt)
         self.outcome.prompt += len(run.prompt)
         self.outcome.new += len(run.prompt) - known
-        run.record.alone_s += self._alone(call, known)
+        run.record.alone_s += self._alone(call, known) + (call.pause_s if index else 0.0)
         self._runs[run.call_id] = run
         self._paused.pop(spec.id, None)
         self._send(SubmitCall(run.call_id, spec.id, run.prompt))
 
     def _alone(self, call: CallSpec, known: int) -> float:
-        """Seconds of a call and its pause with the machine to itself and nothing ever lost."""
-        step, start, total = self.setup.hardware.step, min(known, call.prompt_tokens - 1), call.pause_s
+        """Seconds of a call with the machine to itself and nothing ever lost."""
+        step, start, total = self.setup.hardware.step, min(known, call.prompt_tokens - 1), 0.0
         while start < call.prompt_tokens:
             count = min(self.setup.hardware.step_tokens, call.prompt_tokens - start)
             total += step.seconds(count, pairs(start, count), 0)

@@ -281,3 +281,25 @@ def test_tokens_come_in_groups_only_when_repeats_are_asked_for():
     driver.run()
     assert all(len(event.token_ids) == 1 for event in driver.events if isinstance(event, TokensOut))
     assert driver.now >= 20 * STEP_S
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("setting", "name", "message"),
+        [
+            ("order", "lifo", "unknown order policy 'lifo'; choose one of"),
+            ("retention", "fixed:soon", "a number of seconds above 0"),
+            ("retention", "fixed:-1", "a number of seconds above 0"),
+            ("order", "fcfs:3", "'fcfs' takes no number"),
+            ("admission", "greedy:1", "'greedy' takes no number"),
+        ],
+    )
+    def test_that_make_no_sense_are_refused(self, setting, name, message):
+        with pytest.raises(ValueError, match=message):
+            engine(**{setting: name})
+
+    def test_may_carry_seconds(self):
+        submitted = engine(order="plas:0.5", retention="fixed:30")
+        submit(submitted, "p", 1, 8, max_tokens=2)
+        submitted.run()
+        assert submitted.finished["p/0"].reason == "length"
