@@ -1,4 +1,4 @@
-"""What the steps of an engine cost on this machine: times of many shapes of step, and the line through them.
+"""What the steps of an engine cost on this machine: times of many kinds of step, and the line through them.
 
     python benchmarks/calibrate.py --model smollm2 --out scheduler/simulator/engines/cpu-smollm2.json
 
@@ -47,8 +47,8 @@ def source_text(args: argparse.Namespace, dtype: str, count: int, found: Fit) ->
     here = machine()
     return (
         f"Fitted on steps of Treadle's own engine with {args.model} in {dtype}, torch {here['torch']} with "
-        f"{torch.get_num_threads()} threads, on {here['cores']} cores of {here['cpu']} ({platform.machine()}): medians "
-        f"of the {args.clock} time of {count} shapes of step (decoding rows, prefill, both at once); least squares of "
+        f"{torch.get_num_threads()} threads, on {here['cores']} cores of {here['cpu']} ({platform.machine()}): {count} "
+        f"steps (decoding rows, prefill of ever new lengths, both at once) by {args.clock} time; least squares of "
         f"relative errors, of which the mean is {found.mean_error:.1%} and the largest {found.largest_error:.1%}. Load "
         f"average at the end: {os.getloadavg()[0]:.1f}. Copies: between two arenas in the same memory. Made by "
         f"benchmarks/calibrate.py."
@@ -69,13 +69,13 @@ def calibrate(args: argparse.Namespace) -> None:
         more = {"pairs": sample.work.pairs, "context": sample.work.context}
         report.add("step", sample.seconds * 1e3, "ms", **work, **more)
     found, copies = fit(samples), measure_copies(engine, TIMERS[args.clock], quick=args.quick)
-    shapes: dict[str, Parameter] = {"batch": 0, "new_tokens": 0, "shapes": len(samples)}
+    counts: dict[str, Parameter] = {"batch": 0, "new_tokens": 0, "steps": len(samples)}
     for name, (unit, factor) in FITTED.items():
-        report.add(name, getattr(found.step, name) * factor, unit, **shapes)
-    report.add("copy", copies.bytes_per_s_to_host / 1e9, "GB/s", **shapes)
-    report.add("copy_fixed", copies.fixed_s * 1e6, "us", **shapes)
-    report.add("mean_error", found.mean_error * 100, "%", **shapes)
-    report.add("largest_error", found.largest_error * 100, "%", **shapes)
+        report.add(name, getattr(found.step, name) * factor, unit, **counts)
+    report.add("copy", copies.bytes_per_s_to_host / 1e9, "GB/s", **counts)
+    report.add("copy_fixed", copies.fixed_s * 1e6, "us", **counts)
+    report.add("mean_error", found.mean_error * 100, "%", **counts)
+    report.add("largest_error", found.largest_error * 100, "%", **counts)
     report.finish()
     if args.out is not None:
         name = args.out.name.removesuffix(".json")
