@@ -12,9 +12,6 @@ from treadle.scheduler.plan import PageWrite, Row, StepPlan, TokenWrite
 from treadle.scheduler.policies import AdmissionPolicy, Books, RetentionPolicy
 from treadle.scheduler.roster import Roster
 
-GROWING_PAGES = 4
-"""A row of prefill makes a step of decodes dearer: a prompt that grows waits until it is worth it."""
-
 Log = Callable[[float, str, str, str], None]
 
 
@@ -111,9 +108,8 @@ class Planner:
         return preempted
 
     def _is_worth_a_row(self, call: Call, count: int, draft: _Draft) -> bool:
-        """A call whose prompt still grows is computed when nothing else is, or some pages at once beside decodes."""
-        enough = count >= GROWING_PAGES * self._memory.page_size
-        return not call.open or draft.is_empty or (enough and not draft.prefills)
+        """A call whose prompt still grows is computed page by page, where a step prefills nothing else."""
+        return not call.open or draft.is_empty or (count >= self._memory.page_size and not draft.prefills)
 
     def _look_ahead(self, draft: _Draft, repeat: int, now: float) -> int:
         """Gives decoding calls the pages of their next tokens too, for as many repetitions as all of them can have."""
