@@ -227,7 +227,7 @@ class Scheduler:
         parent = self._calls.get(command.fork_of or "")
         if parent is None or parent.open or command.open or parent.program.tenant != program.tenant:
             return False
-        return tuple(parent.tokens[: parent.num_prompt_tokens]) == command.token_ids
+        return tuple(parent.tokens[: parent.num_prompt_tokens]) == tuple(command.token_ids)
 
     def _append(self, command: AppendPrompt, now: float) -> list[Event]:
         call = self._calls.get(command.call_id)

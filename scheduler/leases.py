@@ -9,7 +9,11 @@ MAX_LEASES = 256
 
 
 class Leases:
-    """Who will come back to which node. A program has at most `MAX_LEASES`; the oldest falls first."""
+    """Who will come back to which node.
+
+    A program that has `MAX_LEASES` loses the oldest of those at rest for a new one. Those of waiting calls never fall:
+    there are no more than calls.
+    """
 
     def __init__(self, tree: PrefixTree, every: dict[str, Lease]) -> None:
         self._tree = tree
@@ -30,10 +34,13 @@ class Leases:
             self._release(call.program, lease)
 
     def claim(self, call: Call, node: Node) -> Lease | None:
-        """Ends the lease that a call continues: of the call that it extends, else of its program on the same path."""
+        """Ends the lease that a call continues: its own, or that of the call that it extends.
+
+        A call that no graph was declared for does not say what it extends: then it is the last one on the same path.
+        """
         leases = call.program.leases
-        lease = leases.get(call.extends) if call.extends is not None else None
-        if lease is None:
+        lease = leases.get(call.id) or leases.get(call.extends or "")
+        if lease is None and call.node_id is None:
             near = [lease for lease in leases.values() if lease.pause is not None and _related(lease.node, node)]
             lease = max(near, key=lambda lease: lease.since, default=None)
         if lease is not None:
@@ -59,8 +66,10 @@ class Leases:
     def _grant(self, call: Call, node: Node, now: float, pause: tuple[str, str] | None) -> Lease:
         program = call.program
         self.end(call)
-        if len(program.leases) >= MAX_LEASES:
-            self._release(program, next(iter(program.leases.values())))
+        if pause is not None and len(program.leases) >= MAX_LEASES:
+            resting = next((lease for lease in program.leases.values() if lease.pause is not None), None)
+            if resting is not None:
+                self._release(program, resting)
         lease = Lease(call.id, program.id, program.tenant, program.arrival, node, now, pause, call.num_tokens)
         program.leases[call.id] = self._every[call.id] = lease
         self._tree.grant(lease)

@@ -146,6 +146,25 @@ class TestLeases:
             driver.run()
         assert len(driver.scheduler._programs["many"].leases) == 256
 
+    def test_of_waiting_calls_never_fall(self):
+        driver = treadle(num_pages=400, max_context=400, num_slots=2)
+        driver.send(OpenProgram("wide"))
+        for index in range(300):
+            driver.send(SubmitCall(f"c{index}", "wide", prompt(index + 5000, 4), max_tokens=2))
+        driver.run()
+        assert len(driver.finished) == 300
+
+    def test_of_another_conversation_are_left_alone_by_a_call_of_a_declared_graph(self):
+        driver = treadle(num_pages=64)
+        driver.send(OpenProgram("agent"))
+        for node in ("parent", "child"):
+            driver.send(DeclareNode("agent", node, "llm"))
+        driver.send(SubmitCall("parent", "agent", tuple(range(40)), max_tokens=2, node_id="parent"))
+        driver.run()
+        driver.send(SubmitCall("child", "agent", (*range(20), 77, 78), max_tokens=2, node_id="child"))
+        driver.run()
+        assert "parent" in driver.scheduler._programs["agent"].leases
+
     def test_beyond_a_tenants_share_go_first(self):
         driver = treadle(num_pages=32, tenant_share=0.4)
         for index in range(2):
