@@ -8,10 +8,11 @@ The workflows are those of `examples/`, on one engine in three ways:
     gather       each call alone, with a complete prompt, as soon as its inputs are there (asyncio.gather)
     sequential   the same, but each call and tool is awaited before the next
 
-The prefix cache is on in all of them. Each run is a tenant of its own, so that it finds nothing of another run. A round
-runs the three ways one after another, every round in another order; a ratio is the median of those of the rounds. The
-default is float32, where the tokens do not depend on the batch: the results of the ways are compared, and a difference
-is an error. Tools that an example answers at once sleep for as long as the row says.
+The prefix cache is on in all of them. Each run is a tenant of its own, so that it finds nothing of another run. A
+round runs the three ways one after another, every round in another order; a ratio is the median of those of the
+rounds, with the lowest and the highest of them beside it. The default is float32, where the tokens do not depend on
+the batch: the results of the ways are compared, and a difference is an error. Tools that an example answers at once
+sleep as long as the row says.
 """
 
 from __future__ import annotations
@@ -210,8 +211,9 @@ def add_figures(report: Report, workflow: Workflow, runs: dict[str, list[Run]]) 
             f"{name}_seconds": round(statistics.median(run.seconds for run in runs[name]), 4)
             for name in ("treadle", way)
         }
-        ratio = statistics.median(other.seconds / ours.seconds for other, ours in pairs)
-        report.add(f"completion_ratio{suffix}", ratio, "x", **common, **seconds)
+        ratios = [other.seconds / ours.seconds for other, ours in pairs]
+        seconds |= {"lowest": round(min(ratios), 4), "highest": round(max(ratios), 4)}
+        report.add(f"completion_ratio{suffix}", statistics.median(ratios), "x", **common, **seconds)
         tokens: dict[str, Parameter] = {
             f"{name}_prefilled": statistics.median_low(run.num_prefilled for run in runs[name])
             for name in ("treadle", way)

@@ -64,8 +64,8 @@ class Program:
 class Status(Enum):
     """Where a call is.
 
-    A call is parked while it has nothing to compute: an open call whose known tokens are all computed, or a fork whose
-    parent's prompt is not.
+    A call is parked while it has nothing to compute: an open call until its prompt has grown by some pages, or a fork
+    until its parent's prompt is computed.
     """
 
     PARKED = "parked"

@@ -190,7 +190,7 @@ class Scheduler:
         if parent is not None and not parent.prompt_computed:
             parent.forks.append(call)
             self._decide(now, "park", call.id, f"forks {parent.id}, whose prompt is not computed yet")
-        elif call.tokens:
+        elif self.memory.has_work(call):
             self._enqueue(call, now)
         return []
 
@@ -247,7 +247,7 @@ class Scheduler:
         call.open = not command.close
         if command.close and call.max_tokens is None:
             call.max_tokens = self.limits.max_context - num_prompt
-        if call.status is Status.PARKED and (command.token_ids or command.close):
+        if call.status is Status.PARKED and self.memory.has_work(call):
             self._enqueue(call, now)
         elif call.status is Status.WAITING:
             self._roster.reorder()
@@ -320,7 +320,7 @@ class Scheduler:
                     self._advance(call, row.end + more, now)
                 if row.sample:
                     events += self._commit(call, outputs[row.call_id], call.epoch == epoch, now)
-                elif call.epoch == epoch and call.num_computed_tokens == call.num_tokens:
+                elif call.epoch == epoch and self._rests(call):
                     self._park(call, now)
         return events
 
@@ -346,8 +346,14 @@ class Scheduler:
             events.append(self._finish(call, "length", now))
         return events
 
+    def _rests(self, call: Call) -> bool:
+        """Whether a call with a slot has nothing to compute until its prompt grows or is closed."""
+        if call.num_planned_tokens > call.num_computed_tokens:
+            return False
+        return call.num_uncomputed == 0 or not self.memory.has_work(call)
+
     def _park(self, call: Call, now: float) -> None:
-        """All known tokens are computed: the slot is given up. What was computed stays, as long as memory lasts."""
+        """The slot is given up. What was computed stays, as long as memory lasts."""
         self._planner.stale = True
         self._leases.park(call, self.memory.detach(call, now, keep_tail=True), now)
         self._roster.leave(call, Status.PARKED, now)

@@ -8,6 +8,8 @@ from treadle.scheduler.call import Call
 from treadle.scheduler.kv import Match, Node, PagePool, PrefixTree
 from treadle.scheduler.policies.retention import RetentionPolicy
 
+GROWTH_PAGES = 4
+
 
 class CallMemory:
     """Page pools and prefix tree, seen from a call: attach, grow, load, publish, detach.
@@ -65,6 +67,14 @@ class CallMemory:
     def num_missing_pages(self, call: Call) -> int:
         """Pages that a call with a slot still needs for the tokens that it has."""
         return 0 if call.node is None else max(0, self.pages_for(call.num_tokens) - len(call.pages))
+
+    def has_work(self, call: Call) -> bool:
+        """Whether a call has enough to compute. Of a prompt that still grows that is some pages: fewer are cheaper
+        together with what comes next."""
+        if not call.open:
+            return True
+        num_known = max(call.num_planned_tokens, call.num_accounted_tokens)
+        return call.num_tokens - num_known >= GROWTH_PAGES * self.page_size
 
     def has_next_page(self, call: Call) -> bool:
         """Whether the page after a call's published ones is a full one of tokens that are known already."""

@@ -86,7 +86,7 @@ class Planner:
             elif call.status is Status.RUNNING:
                 preempted |= self._continue(call, ranked, draft, now)
         for call in long_rows:
-            if call.status is Status.RUNNING and self._is_worth_a_row(call, call.num_uncomputed, draft):
+            if call.status is Status.RUNNING and not (call.open and draft.prefills):
                 preempted |= self._continue(call, ranked, draft, now)
         return preempted
 
@@ -107,10 +107,6 @@ class Planner:
         draft.add(call, count)
         return preempted
 
-    def _is_worth_a_row(self, call: Call, count: int, draft: _Draft) -> bool:
-        """A call whose prompt still grows is computed page by page, where a step prefills nothing else."""
-        return not call.open or draft.is_empty or (count >= self._memory.page_size and not draft.prefills)
-
     def _look_ahead(self, draft: _Draft, repeat: int, now: float) -> int:
         """Gives decoding calls the pages of their next tokens too, for as many repetitions as all of them can have."""
         for call in draft.calls():
@@ -125,9 +121,13 @@ class Planner:
 
     def _preempt(self, call: Call, reason: str, now: float) -> None:
         self._log(now, "preempt", call.id, f"{reason}; {call.num_computed_tokens} computed tokens become evictable")
-        self._leases.wait(call, self._memory.detach(call, now), now)
+        node = self._memory.detach(call, now)
         self._roster.leave(call, Status.PARKED, now)
-        self._roster.enqueue(call, now)
+        if self._memory.has_work(call):
+            self._leases.wait(call, node, now)
+            self._roster.enqueue(call, now)
+        else:
+            self._leases.park(call, node, now)
         self.stale = True
 
     def _admit_waiting(self, draft: _Draft, now: float) -> None:
@@ -190,7 +190,7 @@ class Planner:
             self.stale = True
             self._back_to_waiting(call, now)
             return None
-        if not self._is_worth_a_row(call, call.num_uncomputed, draft):
+        if call.open and draft.prefills:
             self.stale = True
             self._back_to_waiting(call, now)
             return "its prompt still grows, and others have work"
@@ -219,11 +219,11 @@ class Planner:
         self._retention.resumed(call.program, now)
         self._roster.admit(call, now)
         self._log(now, "admit", call.id, f"slot {call.slot}, {call.num_computed_tokens}/{call.num_tokens} tokens known")
-        count = min(call.num_uncomputed, draft.budget)
-        if count == 0:
+        if not self._memory.has_work(call):
             self._leases.park(call, self._memory.detach(call, now, keep_tail=True), now)
             self._roster.leave(call, Status.PARKED, now)
             return
+        count = min(call.num_uncomputed, draft.budget)
         grown = self._memory.grow(call, call.num_planned_tokens + count, now)
         assert grown
         if copy is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncIterator
 from types import TracebackType
@@ -80,6 +81,7 @@ class Session:
         self._calls: dict[str, CallStream] = {}
         self._programs: dict[str, asyncio.Future[ProgramEnded]] = {}
         self._ids = itertools.count(1)
+        self._unsent: list[Command] = []
         self.tokens_generated = 0
         self._failure: TreadleError | None = None
         self._pump_task: asyncio.Task[None] | None = None
@@ -92,6 +94,7 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._pump_task is not None
+        self._flush()
         self._pump_task.cancel()
         await asyncio.gather(self._pump_task, return_exceptions=True)
         self._fail_all(EngineClosedError("the session was closed before the call ended"))
@@ -105,10 +108,21 @@ class Session:
         return call_id in self._calls
 
     def send(self, *commands: Command) -> None:
-        """Sends commands as they are. Raises `EngineClosedError` if the engine is gone."""
+        """Sends commands, in order. Raises `EngineClosedError` if the engine is gone.
+
+        What is sent in one turn of the event loop reaches the engine at once, so that one step begins with all of it.
+        """
         if self._failure is not None:
             raise self._failure
-        self._client.send(commands)
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent += commands
+
+    def _flush(self) -> None:
+        commands, self._unsent = self._unsent, []
+        if commands:
+            with contextlib.suppress(EngineClosedError):  # the pump tells everybody who waits
+                self._client.send(commands)
 
     def open_program(self, kind: str = "", tenant: str = "") -> str:
         """Begins a program and returns its id."""

@@ -9,6 +9,7 @@ from treadle.scheduler import AppendPrompt, OpenProgram, SubmitCall
 
 PAGE = 16
 PROMPT = [(11 * i) % 400 for i in range(50)]
+LONG_PROMPT = [(11 * i) % 400 for i in range(100)]
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_the_cache_can_be_switched_off():
 
 
 def test_an_open_call_is_prefilled_before_its_prompt_is_complete(bench):
-    bench.submit("call", PROMPT, max_tokens=4, open=True)
+    bench.submit("call", LONG_PROMPT, max_tokens=4, open=True)
     bench.run()
     assert bench.calls["call"].token_ids == []
     steps = bench.scheduler._num_steps
@@ -102,11 +103,25 @@ def test_an_open_call_is_prefilled_before_its_prompt_is_complete(bench):
     assert bench.scheduler._num_steps == steps, "an open call with nothing to compute costs no steps"
 
 
+def test_an_open_call_is_computed_some_pages_at_once(bench):
+    bench.submit("call", (), max_tokens=4, open=True)
+    steps = []
+    for token_id in LONG_PROMPT:
+        bench.send(AppendPrompt("call", (token_id,)))
+        bench.run()
+        steps.append(bench.scheduler._num_steps)
+    assert steps == [0] * 63 + [1] * 37
+    bench.send(AppendPrompt("call", (), close=True))
+    bench.run()
+    assert usage(bench, "call").prefilled == 100
+    assert usage(bench, "call").re_prefilled == 0
+
+
 @pytest.mark.parametrize("appended", [1, 5, 14, 15, 30])
-@pytest.mark.parametrize("known", [1, 16, 47, 48, 50])
+@pytest.mark.parametrize("known", [1, 16, 63, 64, 79, 80, 100])
 def test_appending_to_an_open_call_prefills_only_the_new_tokens(bench, known, appended):
     result = [(3 * i + 1) % 400 for i in range(appended)]
-    bench.submit("call", PROMPT[:known], max_tokens=4, open=True)
+    bench.submit("call", LONG_PROMPT[:known], max_tokens=4, open=True)
     bench.run()
     bench.send(AppendPrompt("call", tuple(result), close=True))
     bench.run()
@@ -115,17 +130,17 @@ def test_appending_to_an_open_call_prefills_only_the_new_tokens(bench, known, ap
     assert usage(bench, "call").cached == 0
 
     fresh = Bench(page_size=PAGE, num_pages=64)
-    fresh.submit("whole", PROMPT[:known] + result, max_tokens=4)
+    fresh.submit("whole", LONG_PROMPT[:known] + result, max_tokens=4)
     assert_same(fresh.run()["whole"], bench.calls["call"])
     bench.assert_nothing_leaks()
 
 
 def test_closing_an_open_call_without_new_tokens_computes_only_the_last_page_again(bench):
-    bench.submit("call", PROMPT[:47], max_tokens=4, open=True)
+    bench.submit("call", LONG_PROMPT[:79], max_tokens=4, open=True)
     bench.run()
     bench.send(AppendPrompt("call", (), close=True))
     bench.run()
-    assert usage(bench, "call").prefilled == 47
+    assert usage(bench, "call").prefilled == 79
     assert usage(bench, "call").re_prefilled == 1, "the last token, for its logits"
 
 

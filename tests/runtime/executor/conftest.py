@@ -32,7 +32,7 @@ def fast_runtime(tokenizer, checkpoint):
 
     @contextlib.asynccontextmanager
     async def scope(**config):
-        settings = {"dtype": "float32", "num_pages": 512, "num_threads": 1, **config}
+        settings = {"dtype": "float32", "page_size": 4, "num_pages": 2048, "num_threads": 1, **config}
         engine = build_engine(checkpoint, tokenizer, EngineConfig(**settings))
         runtime = LocalRuntime("fast", checkpoint.config, tokenizer, engine.compiler, ThreadedEngine(engine))
         async with runtime:
