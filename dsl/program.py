@@ -17,7 +17,7 @@ from treadle.dsl.location import caller
 from treadle.dsl.node import Node
 from treadle.dsl.var import Signal, Var
 
-Objective: TypeAlias = Literal["latency", "throughput", "cost"]
+Objective: TypeAlias = Literal["latency", "throughput"]
 
 PROGRAM: ContextVar[Program | None] = ContextVar("treadle_program", default=None)
 
@@ -31,7 +31,7 @@ class Program:
         tenant: Who pays for it.
         deadline: When it must be over, in seconds of `time.monotonic`; None for never.
         priority: Higher goes first.
-        objective: What matters: `latency`, `throughput` or `cost`.
+        objective: What matters: `latency` or `throughput`.
         budget_tokens: Most tokens that all its calls may use, prompts included.
         parent: The program in whose scope it was opened.
         implicit: It was opened by a call outside of any scope, and ends when nothing of it runs any more.

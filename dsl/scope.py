@@ -132,9 +132,9 @@ def program(
     Args:
         name: The kind of program, the same for all runs of one workflow; of a function, its name.
         deadline: From now until it must be over: seconds, or text such as "20s". Then everything in it is cancelled
-            and the scope raises `DeadlineExceeded`.
+            and the scope raises `DeadlineExceeded`. What has less time left goes before what has more.
         priority: Higher goes first, whatever is older.
-        objective: What matters: `latency` (the default), `throughput` or `cost`. Recorded; no policy reads it yet.
+        objective: `latency` (the default), or `throughput` for work that may wait: it lets others pass for an hour.
         budget_tokens: Most tokens that all its calls may use, prompts included.
         tenant: Who pays for it.
     """

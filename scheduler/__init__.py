@@ -1,6 +1,7 @@
 """Every decision, and the bookkeeping that decisions need. Pure Python: no tensors, no threads, no clock."""
 
 from treadle.scheduler.commands import (
+    DUE_S,
     AbortCall,
     AppendPrompt,
     CallFinished,
@@ -28,6 +29,7 @@ from treadle.scheduler.core import Scheduler
 from treadle.scheduler.plan import PageWrite, Row, RowOutput, StepPlan, StepResult, TokenWrite
 
 __all__ = [
+    "DUE_S",
     "AbortCall",
     "AppendPrompt",
     "CallFinished",

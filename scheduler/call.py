@@ -53,6 +53,7 @@ class Program:
     tails: set[str] = field(default_factory=set)
     leases: dict[str, Lease] = field(default_factory=dict)
     priority: int = 0
+    due: float = 0.0
     service_s: float = 0.0
     path_s: float = 0.0
     tool: str = ""

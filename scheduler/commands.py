@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+DUE_S = 600.0
+"""When a program should be over that does not say."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -48,12 +51,14 @@ class OpenProgram:
         kind: Programs of one kind behave alike: what is learned of pauses and outputs is kept by it.
         tenant: Whose it is. Nothing is shared between tenants.
         priority: Programs of a higher one go first.
+        due_s: Seconds from now by which it should be over. Of the same priority, what is due first goes first.
     """
 
     program_id: str
     kind: str = ""
     tenant: str = ""
     priority: int = 0
+    due_s: float = DUE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +161,7 @@ ErrorCode: TypeAlias = Literal[
     "not_open",
     "bad_fork",
     "empty_prompt",
+    "bad_deadline",
     "bad_token",
     "bad_max_tokens",
     "bad_sampling",

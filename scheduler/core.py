@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -109,6 +110,8 @@ class Scheduler:
         if len(self._programs) >= self.config.max_programs:
             text = f"{self.config.max_programs} programs are open; end one, or try again later"
             return [Rejected(command.program_id, "overloaded", text)]
+        if not math.isfinite(command.due_s):
+            return [Rejected(command.program_id, "bad_deadline", f"a program cannot be due in {command.due_s} seconds")]
         self._programs[command.program_id] = Program(
             command.program_id,
             command.kind,
@@ -116,6 +119,7 @@ class Scheduler:
             self._next_arrival(),
             ProgramGraph(now),
             priority=command.priority,
+            due=now + command.due_s,
         )
         return []
 

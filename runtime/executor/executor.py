@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic_core import to_json
 
 from treadle.dsl.errors import NodeCancelled, ToolError, ToolTimeout
 from treadle.dsl.node import CallNode, Node, ToolNode
-from treadle.dsl.program import Program
+from treadle.dsl.program import Objective, Program
 from treadle.dsl.var import Var
 from treadle.grammar.compiler import Compiler
 from treadle.runtime.engine.session import Session
@@ -22,11 +23,13 @@ from treadle.runtime.executor.account import Account
 from treadle.runtime.executor.calls import CallRunner
 from treadle.runtime.executor.threads import ToolThreads
 from treadle.runtime.text.tokenizer import Tokenizer
-from treadle.scheduler import DeclareNode, OpenProgram, ProgramEnded, Resume, Wait
+from treadle.scheduler import DUE_S, DeclareNode, OpenProgram, ProgramEnded, Resume, Wait
 
 MAX_PROGRAMS = 1024
 MAX_RESULT_BYTES = 256 * 1024
 RETRY_PAUSE_S = 0.1
+DUE_BY_OBJECTIVE_S: Mapping[Objective, float] = {"latency": DUE_S, "throughput": 3600.0}
+"""When programs should be over, from their beginning, if they have no deadline before that."""
 
 
 class Executor:
@@ -52,7 +55,8 @@ class Executor:
 
     async def open_program(self, program: Program) -> None:
         """Tells the scheduler that the program begins."""
-        self._session.send(OpenProgram(program.id, program.name, program.tenant, program.priority))
+        due_s = min(DUE_BY_OBJECTIVE_S[program.objective], math.inf if program.remaining is None else program.remaining)
+        self._session.send(OpenProgram(program.id, program.name, program.tenant, program.priority, due_s))
         self.programs.append(program)
         self._open[program.id] = program
 

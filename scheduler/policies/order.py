@@ -49,18 +49,20 @@ class ProgramFcfs:
 
 
 class ProgramOrder:
-    """Treadle's: the highest priority, then the oldest program, then the call that most of its program waits for.
+    """Treadle's: the highest priority, then the program that is due first, then the call that most of it waits for.
 
-    What a call holds up is the number of nodes on the longest chain that needs it, as declared when it was submitted.
+    Programs that do not say when they are due are so equally long after they came: the oldest is first. What waits for
+    a call is the number of nodes on the longest chain that needs it, as declared when it was submitted.
     """
 
     is_static = True
 
     def rank(self, call: Call, now: float) -> Rank:
-        return (-call.program.priority, call.program.arrival, -call.height, call.arrival)
+        program = call.program
+        return (-program.priority, program.due, program.arrival, -call.height, call.arrival)
 
     def program_rank(self, program: Program, now: float) -> Rank:
-        return (-program.priority, program.arrival)
+        return (-program.priority, program.due, program.arrival)
 
 
 class PinnedFirst(ProgramFcfs):

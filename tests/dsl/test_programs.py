@@ -86,10 +86,11 @@ async def test_a_deadline_cancels_whatever_the_scope_is_doing(backend):
 
 
 async def test_a_program_inside_inherits_and_can_only_tighten():
-    async with program("outer", deadline=10, budget_tokens=100, tenant="t", priority=3, objective="cost") as outer:
+    options = {"budget_tokens": 100, "tenant": "t", "priority": 3, "objective": "throughput"}
+    async with program("outer", deadline=10, **options) as outer:
         async with program("inner", deadline=60, budget_tokens=500) as inner:
             assert inner.parent is outer and inner.deadline == outer.deadline and inner.budget_tokens == 100
-            assert (inner.tenant, inner.priority, inner.objective) == ("t", 3, "cost")
+            assert (inner.tenant, inner.priority, inner.objective) == ("t", 3, "throughput")
         async with program("inner", deadline=1, budget_tokens=5, priority=1) as inner:
             assert inner.deadline < outer.deadline and inner.budget_tokens == 5 and inner.priority == 1
         with pytest.raises(DSLError, match="for tenant 'u'"):

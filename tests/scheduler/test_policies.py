@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from support.fake_engine import STEP_S, FakeEngine
 
 from treadle.scheduler import (
+    DUE_S,
     DeclareNode,
     EndProgram,
     OpenProgram,
@@ -65,6 +66,24 @@ class TestOrder:
             driver.send(SubmitCall(f"p{index}/0", f"p{index}", prompt(index, 8), max_tokens=2))
         driver.run()
         assert started(driver) == ["p1/0", "p2/0", "p0/0"]
+
+    @settings(deadline=None)
+    @given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from([5.0, 50.0, DUE_S, 3600.0])), min_size=2, max_size=6))
+    def test_of_one_priority_goes_first_what_is_due_first(self, programs):
+        driver = treadle(num_slots=1)
+        due = {}
+        for index, (priority, due_s) in enumerate(programs):
+            driver.now += 1.0
+            driver.send(OpenProgram(f"p{index}", priority=priority, due_s=due_s))
+            driver.send(SubmitCall(f"p{index}/0", f"p{index}", prompt(index, 8), max_tokens=2))
+            due[f"p{index}/0"] = (-priority, driver.now + due_s)
+        driver.run()
+        assert started(driver) == sorted(due, key=lambda call: due[call])
+
+    @pytest.mark.parametrize("due_s", [float("nan"), float("inf")])
+    def test_a_program_is_due_at_some_time(self, due_s):
+        (event,) = treadle().send(OpenProgram("p", due_s=due_s))
+        assert event.error == "bad_deadline"
 
     def test_of_one_program_the_call_goes_first_that_most_waits_for(self):
         driver = treadle(num_slots=1)

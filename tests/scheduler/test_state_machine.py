@@ -66,11 +66,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def live(self) -> list[str]:
         return [call for call in self.submitted if call not in self.engine.finished]
 
-    @rule(tenant=st.sampled_from(["", "other"]))
-    def open_program(self, tenant):
+    @rule(tenant=st.sampled_from(["", "other"]), priority=st.integers(0, 1), due_s=st.sampled_from([1.0, 600.0]))
+    def open_program(self, tenant, priority, due_s):
         program = f"p{next(self.ids)}"
         self.programs.append(program)
-        assert self.send(OpenProgram(program, tenant=tenant)) == []
+        assert self.send(OpenProgram(program, tenant=tenant, priority=priority, due_s=due_s)) == []
 
     @precondition(lambda self: self.programs)
     @rule(data=st.data(), prompt=PROMPTS, is_open=st.booleans(), max_tokens=st.integers(1, 12) | st.none())

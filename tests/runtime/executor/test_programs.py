@@ -74,6 +74,23 @@ async def test_the_known_part_of_a_prompt_is_computed_before_the_rest_is_there(f
     assert admitted < finished
 
 
+async def test_programs_in_a_hurry_go_before_those_that_have_time(fast_runtime):
+    async def run(name, **options):
+        async with program(name, **options):
+            await write(name)
+
+    options = {"waits": {"objective": "throughput"}, "plain": {}, "due": {"deadline": 60}}
+    async with fast_runtime(num_slots=1) as runtime:
+        async with program("first"):
+            busy = write("others wait for it")
+            async with asyncio.TaskGroup() as group:
+                for name, each in options.items():
+                    group.create_task(run(name, **each))
+            await busy
+        admitted = [d.subject for d in scheduler_of(runtime).decisions if d.action == "admit"]
+    assert [call.rpartition("-")[0] for call in admitted] == ["first", "due", "plain", "waits"]
+
+
 async def test_typed_output_is_a_value_of_its_type(fast_runtime):
     async with fast_runtime(), program("typed"):
         for seed in range(5):
