@@ -74,25 +74,23 @@ def _bin(value: float) -> int:
 class Spreads:
     """A spread for each (kind of program, name), with the pooled ones of the kind and of all while it has few values.
 
-    There are at most `MAX_KEYS`; names beyond that only count in the pools.
+    There are at most `MAX_KEYS`; one more takes the place of that which was added to longest ago.
     """
 
     def __init__(self) -> None:
         self._all = Spread()
         self._spreads: dict[tuple[str, str], Spread] = {}
+        """Those added to last come last."""
 
     def add(self, key: tuple[str, str], value: float) -> None:
         for part in (key, (key[0], "")) if key[1] else (key,):
-            if part not in self._spreads and len(self._spreads) < MAX_KEYS:
-                self._spreads[part] = Spread()
-            if part in self._spreads:
-                self._spreads[part].add(value)
+            self._latest(part).add(value)
         self._all.add(value)
 
     def expect(self, key: tuple[str, str], value: float) -> None:
         """Says what a value of a key is like before any was seen: it counts as a few that were."""
-        if key not in self._spreads and len(self._spreads) < MAX_KEYS:
-            spread = self._spreads[key] = Spread()
+        if key not in self._spreads:
+            spread = self._latest(key)
             for _ in range(ENOUGH):
                 spread.add(value)
 
@@ -103,3 +101,10 @@ class Spreads:
             if spread is not None and spread.count >= ENOUGH:
                 return spread
         return self._all
+
+    def _latest(self, key: tuple[str, str]) -> Spread:
+        spread = self._spreads.pop(key, None) or Spread()
+        if len(self._spreads) >= MAX_KEYS:
+            del self._spreads[next(iter(self._spreads))]
+        self._spreads[key] = spread
+        return spread

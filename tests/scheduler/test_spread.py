@@ -81,3 +81,13 @@ def test_names_are_bounded():
         spreads.add(("agent", f"tool {index}"), 1.0)
     assert len(spreads._spreads) == MAX_KEYS
     assert spreads.of(("agent", "whatever")).count > MAX_KEYS
+
+
+def test_a_new_name_takes_the_place_of_that_unused_longest():
+    spreads = Spreads()
+    for index in range(2 * MAX_KEYS):
+        spreads.add(("agent", "in use"), 3.0)
+        spreads.add(("agent", f"tool {index}"), 1.0)
+    assert spreads.of(("agent", "in use")).mean() == 3.0
+    spreads.expect(("agent", "new"), 7.0)
+    assert spreads.of(("agent", "new")).mean() == 7.0
