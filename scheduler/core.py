@@ -201,8 +201,7 @@ class Scheduler:
     def _enqueue(self, call: Call, now: float) -> None:
         """A call has work to do from now on; whoever came to rest where it begins has come back in it."""
         self._planner.stale = True
-        match = self.memory.find(call, now)
-        node = match.hosted[-1] if match.hosted else match.node
+        node = self.memory.find(call, now).deepest
         claimed = self._leases.claim(call, node)
         if claimed is not None and claimed.pause is not None:
             self.books.pauses.add(claimed.pause, now - claimed.since)
@@ -334,6 +333,8 @@ class Scheduler:
         for index, page in self.memory.publish(call, now):
             self._decide(now, "share", call.id, f"page {index} was computed twice; uses page {page} from now on")
             call.num_sent_pages = min(call.num_sent_pages, index)
+        if call.prompt_computed and end <= call.num_prompt_tokens:
+            self._planner.stale = True  # others may share the prompt from now on
         if call.forks and call.prompt_computed:
             self._release_forks(call, now)
 

@@ -47,6 +47,13 @@ class Leases:
             self._release(call.program, lease)
         return lease
 
+    def move(self, call: Call, node: Node) -> None:
+        """More of what a waiting call wants is known than when it began to wait."""
+        lease = call.program.leases[call.id]
+        self._tree.release(lease)
+        lease.node = node
+        self._tree.grant(lease)
+
     def tell(self, program: Program, tool: str) -> None:
         """What a program waits for is known now, by name."""
         program.tool = tool

@@ -9,7 +9,7 @@ from treadle.scheduler.kv import Node
 from treadle.scheduler.leases import Leases
 from treadle.scheduler.memory import CallMemory
 from treadle.scheduler.plan import PageWrite, Row, StepPlan, TokenWrite
-from treadle.scheduler.policies import AdmissionPolicy, Books, RetentionPolicy
+from treadle.scheduler.policies import MOST_SKIPPED, AdmissionPolicy, Books, RetentionPolicy
 from treadle.scheduler.roster import Roster
 
 Log = Callable[[float, str, str, str], None]
@@ -54,6 +54,7 @@ class Planner:
         if self.stale:
             self._retention.expire(now)
             self._roster.refresh_ranks()
+            self._look_again(now)
             self._admission.refresh(now)
         preempted = self._continue_running(draft, now)
         if self.stale and (not preempted or draft.is_empty):
@@ -106,6 +107,13 @@ class Planner:
                 return preempted
         draft.add(call, count)
         return preempted
+
+    def _look_again(self, now: float) -> None:
+        """Others may have computed what the next waiting calls begin with, since those came."""
+        for call in self._roster.waiting(now)[:MOST_SKIPPED]:
+            lease = call.program.leases[call.id]
+            if self._memory.tree.page_key(call.tokens, lease.num_known_tokens) in lease.node.children:
+                self._leases.move(call, self._memory.find(call, now).deepest)
 
     def _look_ahead(self, draft: _Draft, repeat: int, now: float) -> int:
         """Gives decoding calls the pages of their next tokens too, for as many repetitions as all of them can have."""

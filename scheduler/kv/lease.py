@@ -30,3 +30,12 @@ class Lease:
     since: float
     pause: tuple[str, str] | None
     num_tokens: int
+
+    @property
+    def num_known_tokens(self) -> int:
+        """Tokens from the root to the node: their KV is in one of the tiers."""
+        node, count = self.node, 0
+        while node.parent is not None:
+            count += len(node.key)
+            node = node.parent
+        return count

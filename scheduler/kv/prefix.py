@@ -68,6 +68,11 @@ class Match:
     hosted: list[Node]
     usable_from: int
 
+    @property
+    def deepest(self) -> Node:
+        """Where all that is known ends, in either tier."""
+        return self.hosted[-1] if self.hosted else self.node
+
 
 class PrefixTree:
     """Finds, keeps and gives up computed pages. It owns the pages and copies in its nodes; it never allocates any."""

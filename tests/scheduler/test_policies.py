@@ -114,6 +114,25 @@ class TestOrder:
         assert program.path_s < program.service_s
 
 
+class TestFanOut:
+    @pytest.mark.parametrize("fork", [False, True])
+    @pytest.mark.parametrize("same_program", [False, True])
+    def test_what_calls_share_is_charged_once(self, same_program, fork):
+        """Eight calls with a prompt of 60 pages in common and 4 of their own run at once in 100 pages."""
+        driver = treadle(num_pages=100, max_context=380, num_slots=16)
+        shared, most = prompt(1, 240), 0
+        driver.send(OpenProgram("p"), *(OpenProgram(f"p{index}") for index in range(8)))
+        for index in range(8):
+            program = "p" if same_program else f"p{index}"
+            own = (7, 8) if fork else (index, index + 1)
+            parent = "call 0" if fork and index else None
+            driver.send(SubmitCall(f"call {index}", program, shared + own, max_tokens=12, fork_of=parent))
+        while driver.step():
+            most = max(most, driver.scheduler.num_running)
+        assert most == 8
+        driver.scheduler.check_integrity()
+
+
 class TestLeases:
     def test_a_turn_that_comes_back_finds_its_pages_under_pressure(self):
         """While the tool runs others press; with LRU they take the pages, with leases the youngest gives way."""
