@@ -152,7 +152,7 @@ class Simulation:
         self._later: list[tuple[float, int, _Run | None]] = []
         self._sequence = 0
         self._runs: dict[str, _Run] = {}
-        self._paused: dict[str, _Run] = {}
+        self._programs: dict[str, _Run] = {}
         self._queue = iter(workload.programs)
         if setup.concurrency is None:
             for spec in workload.programs:
@@ -187,16 +187,15 @@ class Simulation:
         return outcome
 
     def _returns(self, lease: Lease) -> float:
-        """When the conversation of a lease goes on, counting pauses only; never, if it has ended."""
-        run = self._paused.get(lease.program_id)
-        if run is None:
-            return math.inf
-        spec, when = run.spec, run.resumes
+        """When the conversation of a lease goes on, if calls took no time; never, if it has ended."""
+        run = self._programs[lease.program_id]
+        spec, when = run.spec, max(self.now, run.resumes)
         stream = spec.calls[int(lease.owner.rpartition("/")[2])].stream
-        for call in spec.calls[run.index :]:
-            if call.stream == stream:
+        for index in range(run.index, len(spec.calls)):
+            if index > run.index:
+                when += spec.calls[index].pause_s
+            if spec.calls[index].stream == stream and f"{spec.id}/{index}" not in self._runs:
                 return when
-            when += call.pause_s
         return math.inf
 
     def _output_tokens(self, call: Call) -> int:
@@ -222,6 +221,7 @@ class Simulation:
         spec, index = run.spec, run.index
         call = spec.calls[index]
         if index == 0:
+            self._programs[spec.id] = run
             self._send(OpenProgram(spec.id, spec.kind))
         else:
             self._send(Resume(spec.id, f"{run.call_id}/pause"))
@@ -235,7 +235,6 @@ class Simulation:
         self.outcome.new += len(run.prompt) - known
         run.record.alone_s += self._alone(call, known) + (call.pause_s if index else 0.0)
         self._runs[run.call_id] = run
-        self._paused.pop(spec.id, None)
         self._send(SubmitCall(run.call_id, spec.id, run.prompt))
 
     def _alone(self, call: CallSpec, known: int) -> float:
@@ -316,6 +315,7 @@ class Simulation:
         run.index += 1
         if run.index == len(spec.calls):
             self.scheduler.apply(EndProgram(spec.id), self.now)
+            del self._programs[spec.id]
             run.record.ended = self.now
             outcome.programs.append(run.record)
             if self.setup.concurrency is not None:
@@ -328,7 +328,6 @@ class Simulation:
             Wait(spec.id, pause),
         )
         run.resumes = self.now + call.pause_s
-        self._paused[spec.id] = run
         self._at(run.resumes, run)
 
 
