@@ -26,6 +26,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--host-pages", type=int, default=0, metavar="N", help="pages of KV in a second tier of memory (default: 0)"
     )
     group.add_argument("--max-context", type=int, metavar="N", help="most tokens of a call (default: the model's)")
+    group.add_argument(
+        "--learned", metavar="FILE", help="keep in FILE, for the next run, how long tools take and outputs are"
+    )
 
 
 def engine_config(args: argparse.Namespace) -> EngineConfig:
@@ -35,6 +38,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         num_pages=args.kv_pages,
         host_pages=args.host_pages,
         max_context=args.max_context,
+        learned=args.learned,
         num_threads=args.threads,
     )
 

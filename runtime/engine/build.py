@@ -21,6 +21,7 @@ from treadle.runtime.engine.config import (
 )
 from treadle.runtime.engine.device import CPU
 from treadle.runtime.engine.engine import Engine
+from treadle.runtime.engine.learned import LearnedFile
 from treadle.runtime.engine.runner import Runner
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.models.checkpoint import Checkpoint
@@ -45,6 +46,7 @@ def build_engine(
     torch.set_num_threads(config.num_threads or default_num_threads(torch.get_num_threads(), usable_cores()))
     model, dtype, device = checkpoint.config, torch_dtype(config.dtype), CPU()
     scheduler = _build_scheduler(model, dtype, config)
+    learned = LearnedFile(config.learned, scheduler.books) if config.learned is not None else None
     state = DeviceState(
         model,
         dtype,
@@ -58,7 +60,7 @@ def build_engine(
     runner = Runner(decoder, state, device)
     overlap = device.runs_ahead if config.overlap is None else config.overlap
     compiler = build_compiler(tokenizer, model.vocab_size) if tokenizer is not None else None
-    return Engine(scheduler, runner, tokenizer, compiler, clock, overlap=overlap)
+    return Engine(scheduler, runner, tokenizer, compiler, clock, learned, overlap=overlap)
 
 
 def _build_scheduler(model: ModelConfig, dtype: torch.dtype, config: EngineConfig) -> Scheduler:

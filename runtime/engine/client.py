@@ -77,6 +77,7 @@ class ThreadedEngine:
                 stepped = self._engine.step()
                 idle = stepped is None
                 self._publish([*events, *(stepped or ())])
+            self._engine.close()
         except BaseException as error:
             self.failure = error
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from treadle.runtime.engine.cgroup import usable_memory
@@ -49,6 +50,8 @@ class EngineConfig:
             works on its own; a CPU does not, so there it would only delay every token by a step.
         packed_weights: Whether matrices are laid out for the processor when they are loaded. Only bfloat16 gains, and
             a head that is tied to the embedding is kept twice.
+        learned: A file that keeps between runs how long pauses and outputs are: read, if it is there, when the engine
+            is built, and written when it is closed. Of two engines that share one, the last to close wins.
         num_threads: Threads for tensor operations; None leaves torch's choice, within the process's share of the cores.
     """
 
@@ -67,6 +70,7 @@ class EngineConfig:
     prefix_cache: bool = True
     overlap: bool | None = None
     packed_weights: bool = True
+    learned: str | Path | None = None
     num_threads: int | None = None
 
     def __post_init__(self) -> None:

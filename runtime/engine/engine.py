@@ -39,6 +39,7 @@ from treadle.scheduler import (
 if TYPE_CHECKING:
     from treadle.grammar.compiler import Compiler
     from treadle.grammar.matcher import Matcher
+    from treadle.runtime.engine.learned import LearnedFile
     from treadle.runtime.text.tokenizer import Tokenizer
 
 
@@ -78,6 +79,7 @@ class Engine:
         tokenizer: Tokenizer | None,
         compiler: Compiler | None,
         clock: Callable[[], float],
+        learned: LearnedFile | None = None,
         *,
         overlap: bool,
     ) -> None:
@@ -86,6 +88,7 @@ class Engine:
         self._tokenizer = tokenizer
         self.compiler = compiler
         self._clock = clock
+        self._learned = learned
         self._overlap = overlap
         self._calls: dict[str, _LiveCall] = {}
         self._pending: _Step | None = None
@@ -148,6 +151,11 @@ class Engine:
             else:
                 events += self._commit(step)
         return events
+
+    def close(self) -> None:
+        """Keeps what was learned, if there is a file for it. There is no step after it."""
+        if self._learned is not None:
+            self._learned.save()
 
     def _launch(self, plan: StepPlan) -> _Step:
         step = _Step(plan, self._clock(), {row.call_id: self._calls[row.call_id] for row in plan.rows})

@@ -41,6 +41,18 @@ def test_several_completions_are_a_list_with_consecutive_seeds(treadle):
     assert completions[1]["token_ids"] == alone["token_ids"]
 
 
+def test_what_is_learned_is_kept_in_a_file_on_request(treadle, tmp_path):
+    kept = tmp_path / "learned.json"
+    for _ in range(2):
+        assert treadle(*TINY, "--learned", str(kept), "--max-tokens", "5", "1 2 3").returncode == 0
+    ((_, count, total),) = json.loads(kept.read_text())["outputs"]["all"]
+    assert (count, total) == (2, 10)
+    kept.write_text("{")
+    done = treadle(*TINY, "--learned", str(kept), "1 2 3")
+    assert (done.returncode, done.stdout, kept.read_text()) == (1, "", "{")
+    assert done.stderr.startswith(f"treadle: error: {kept}: ") and "delete the file to begin anew" in done.stderr
+
+
 def test_logprobs_are_reported(treadle):
     report = json.loads(treadle(*TINY, "--json", "--logprobs", "2", "--max-tokens", "2", "1 2 3").stdout)
     assert [len(entry["top"]) for entry in report["logprobs"]] == [2, 2]

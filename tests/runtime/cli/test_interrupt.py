@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -47,6 +48,20 @@ async def main(scoped: bool) -> str:
         return await work()
     async with program("interrupted"):
         return await work()
+"""
+
+LEARNING = """
+import asyncio
+from treadle.dsl import llm, prompt
+
+@llm(max_tokens=4)
+async def word() -> str:
+    return prompt("Say a word.")
+
+async def main() -> None:
+    await word()
+    print("learned", flush=True)
+    await asyncio.sleep(600)
 """
 
 LOADING = """
@@ -120,6 +135,17 @@ def test_an_impatient_second_ctrl_c_shows_no_traceback_either(tmp_path, pause):
             time.sleep(pause)
         _, stderr = process.communicate(timeout=PATIENCE)
     assert (process.returncode, "Traceback" in stderr) == (130, False), stderr
+
+
+def test_what_was_learned_until_then_is_kept(tmp_path):
+    script, kept = tmp_path / "flow.py", tmp_path / "learned.json"
+    script.write_text(LEARNING)
+    with started(TREADLE, "run", "--learned", str(kept), str(script)) as process:
+        read_until(process, {"learned"})
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, stderr
+    assert [row[:2] for row in json.loads(kept.read_text())["outputs"]["names"]] == [["word", ""]]
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 0.9, 1.2, 1.4])
