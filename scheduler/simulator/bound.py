@@ -7,7 +7,7 @@ single server that works them off in the best order cannot be beaten in mean com
   the completion times add up to the last C ends, and the k-th end is not before the k smallest works are done.
 - Open arrivals. Shortest remaining work first is the best order (Schrage 1968).
 
-Nor can a program be faster than it is with a server and its pauses to itself.
+Nor can a program be faster than its longest chain of calls is with a server and its pauses to itself.
 """
 
 from __future__ import annotations
@@ -25,10 +25,19 @@ from treadle.scheduler.simulator.workload import Blocks, ProgramSpec, Workload
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What a program needs at least: seconds for its tokens, and rows in so many steps."""
+    """What calls need at least: seconds for their tokens, rows in so many steps, and the pauses before them."""
 
-    tokens_s: float
-    steps: int
+    tokens_s: float = 0.0
+    steps: int = 0
+    pause_s: float = 0.0
+
+    def and_then(self, prefill_s: float, decode_s: float, steps: int, pause_s: float) -> _Work:
+        """With one more call."""
+        return _Work(self.tokens_s + prefill_s + decode_s, self.steps + steps, self.pause_s + pause_s)
+
+    def alone_s(self, fixed_s: float) -> float:
+        """Seconds with nothing else in the steps, which take `fixed_s` beside their tokens."""
+        return self.tokens_s + fixed_s * self.steps
 
 
 def fluid_mean_s(workload: Workload, hardware: Hardware, concurrency: int | None) -> float:
@@ -36,19 +45,20 @@ def fluid_mean_s(workload: Workload, hardware: Hardware, concurrency: int | None
 
     `concurrency` is that of a closed loop, None with open arrivals.
     """
+    fixed_s = hardware.step.fixed_s
     works = _works(workload, hardware)
     rows = min(hardware.rows, concurrency or hardware.rows)
-    shares = [work.tokens_s + hardware.step.fixed_s * work.steps / rows for work in works]
+    shares = [work.tokens_s + fixed_s * work.steps / rows for work, _ in works]
     if concurrency is not None:
         capacity = sum(list(accumulate(sorted(shares)))[-concurrency:]) / len(shares)
     else:
         capacity = fmean(_shortest_remaining_first([program.start_s for program in workload.programs], shares))
-    pauses = fmean(sum(call.pause_s for call in program.calls[1:]) for program in workload.programs)
-    alone = fmean(work.tokens_s + hardware.step.fixed_s * work.steps for work in works)
-    return max(capacity, alone + pauses)
+    alone = fmean(chain.alone_s(fixed_s) for _, chain in works)
+    return max(capacity, alone + fmean(chain.pause_s for _, chain in works))
 
 
-def _works(workload: Workload, hardware: Hardware) -> list[_Work]:
+def _works(workload: Workload, hardware: Hardware) -> list[tuple[_Work, _Work]]:
+    """Of each program, all of its work and that of its longest chain."""
     salts = Counter(program.salt for program in workload.programs)
     owners = Counter(
         (program.salt, block) for program in workload.programs if salts[program.salt] > 1 for block in _blocks(program)
@@ -60,22 +70,29 @@ def _works(workload: Workload, hardware: Hardware) -> list[_Work]:
     return works
 
 
-def _work(program: ProgramSpec, block_tokens: int, hardware: Hardware, seen: set[int]) -> _Work:
+def _work(program: ProgramSpec, block_tokens: int, hardware: Hardware, seen: set[int]) -> tuple[_Work, _Work]:
     """`seen` are blocks that somebody else may compute."""
-    step, total, steps = hardware.step, 0.0, 0
+    step, total, chains = hardware.step, _Work(), list[_Work]()
     before: dict[str, tuple[Blocks, int]] = {}
-    for call in program.calls:
+
+    def seconds(chain: _Work) -> float:
+        return chain.alone_s(step.fixed_s) + chain.pause_s
+
+    for index, call in enumerate(program.calls):
         last, generated = before.get(call.stream, (Blocks(), 0))
         prompt = call.prompt.part(0, -(-call.prompt_tokens // block_tokens))
         fresh = [block for block in prompt.part(_common(last, prompt), len(prompt)) if block not in seen]
         new = min(max(1, len(fresh) * block_tokens - generated - block_tokens), call.prompt_tokens)
         count = call.output_tokens - 1
-        total += step.per_token_s * (new + count) + step.per_pair_s * pairs(call.prompt_tokens - new, new)
-        total += step.per_context_token_s * (count * call.prompt_tokens + count * (count + 1) / 2)
-        steps += -(-new // hardware.step_tokens) + count
+        prefill_s = step.per_token_s * (new + count) + step.per_pair_s * pairs(call.prompt_tokens - new, new)
+        decode_s = step.per_context_token_s * (count * call.prompt_tokens + count * (count + 1) / 2)
+        steps = -(-new // hardware.step_tokens) + count
+        total = total.and_then(prefill_s, decode_s, steps, program.pause_s(index))
+        longest = max((chains[other] for other in program.waits_for(index)), key=seconds, default=_Work())
+        chains.append(longest.and_then(prefill_s, decode_s, steps, program.pause_s(index)))
         seen.update(fresh)
         before[call.stream] = prompt, call.output_tokens
-    return _Work(total, steps)
+    return total, max(chains, key=seconds)
 
 
 def _blocks(program: ProgramSpec) -> set[int]:

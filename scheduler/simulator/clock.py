@@ -1,6 +1,6 @@
 """The simulation: the real scheduler under a virtual clock, with costs in place of an engine.
 
-    heap of (time, program's next act)  --commands-->  Scheduler.apply
+    heap of (time, what a program does)  --commands-->  Scheduler.apply
     Scheduler.plan  --StepPlan-->  seconds of the step  --StepResult-->  Scheduler.complete
 
 Only what an engine does is made up: how long a step takes, and which tokens come out. Pages, prefix tree, leases and
@@ -12,8 +12,9 @@ from __future__ import annotations
 import heapq
 import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from treadle.scheduler.call import Call
 from treadle.scheduler.commands import (
@@ -99,22 +100,46 @@ class Outcome:
 
 
 @dataclass(slots=True, eq=False)
+class _Turn:
+    """A call that was submitted."""
+
+    run: _Run
+    index: int
+    submitted: float
+    prompt: array[int]
+    output: array[int]
+    produced: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class _Run:
-    """A program on its way."""
+    """A program on its way.
+
+    `begins` has the times of calls that need no other call any more, `alone` the seconds after which calls end with
+    the machine to themselves, and `last` the last ended call of each stream.
+    """
 
     spec: ProgramSpec
     record: ProgramRecord
-    index: int = 0
-    submitted: float = 0.0
-    resumes: float = 0.0
-    output: array[int] = field(default_factory=lambda: array("i"))
-    produced: int = 0
-    prompt: array[int] = field(default_factory=lambda: array("i"))
-    known: dict[str, array[int]] = field(default_factory=dict)
+    declared: set[int] = field(default_factory=set)
+    begins: dict[int, float] = field(default_factory=dict)
+    alone: dict[int, float] = field(default_factory=dict)
+    ended: set[int] = field(default_factory=set)
+    last: dict[str, _Turn] = field(default_factory=dict)
+    has_graph: bool = field(init=False)
 
-    @property
-    def call_id(self) -> str:
-        return f"{self.spec.id}/{self.index}"
+    def __post_init__(self) -> None:
+        self.has_graph = self.spec.has_graph
+
+    def call_id(self, index: int) -> str:
+        return f"{self.spec.id}/{index}"
+
+    def pause_id(self, index: int) -> str:
+        return f"{self.spec.id}/{index}/pause"
+
+    def tells_pause(self, index: int) -> bool:
+        """Whether the scheduler is told of the pause before a call; in a graph, if there is something to wait for."""
+        return self.spec.calls[index].pause_kind != "none" if self.has_graph else index > 0
 
 
 class Simulation:
@@ -149,14 +174,14 @@ class Simulation:
             self.scheduler.books.foresight = Foresight(self._returns, self._output_tokens)
         self.now = 0.0
         self._workload = workload
-        self._later: list[tuple[float, int, _Run | None]] = []
+        self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
         self._runs: dict[str, _Run] = {}
-        self._programs: dict[str, _Run] = {}
+        self._turns: dict[str, _Turn] = {}
         self._queue = iter(workload.programs)
         if setup.concurrency is None:
             for spec in workload.programs:
-                self._at(spec.start_s, _Run(spec, ProgramRecord(spec.id, spec.start_s)))
+                self._at(spec.start_s, partial(self._begin, spec, spec.start_s))
         else:
             for _ in range(setup.concurrency):
                 self._begin_next()
@@ -167,7 +192,7 @@ class Simulation:
         scheduler = self.scheduler
         while True:
             while self._later and self._later[0][0] <= self.now:
-                self._act(heapq.heappop(self._later)[2])
+                heapq.heappop(self._later)[2]()
             before = self._stopwatch()
             plan = scheduler.plan(self.now, max_repeat=self.setup.leap)
             self.outcome.plan_s += self._stopwatch() - before
@@ -188,54 +213,87 @@ class Simulation:
 
     def _returns(self, lease: Lease) -> float:
         """When the conversation of a lease goes on, if calls took no time; never, if it has ended."""
-        run = self._programs[lease.program_id]
-        spec, when = run.spec, max(self.now, run.resumes)
-        stream = spec.calls[int(lease.owner.rpartition("/")[2])].stream
-        for index in range(run.index, len(spec.calls)):
-            if index > run.index:
-                when += spec.calls[index].pause_s
-            if spec.calls[index].stream == stream and f"{spec.id}/{index}" not in self._runs:
-                return when
+        run, ended = self._runs[lease.program_id], int(lease.owner.rpartition("/")[2])
+        spec, times = run.spec, dict[int, float]()
+        for index, call in enumerate(spec.calls):
+            ready = max((times[other] for other in spec.waits_for(index)), default=self.now)
+            times[index] = max(self.now, run.begins.get(index, ready + spec.pause_s(index)))
+            if index > ended and call.stream == spec.calls[ended].stream:
+                return times[index]
         return math.inf
 
     def _output_tokens(self, call: Call) -> int:
-        return len(self._runs[call.id].output)
+        return len(self._turns[call.id].output)
 
-    def _at(self, when: float, run: _Run) -> None:
+    def _at(self, when: float, act: Callable[[], None]) -> None:
         self._sequence += 1
-        heapq.heappush(self._later, (when, self._sequence, run))
+        heapq.heappush(self._later, (when, self._sequence, act))
 
     def _begin_next(self) -> None:
         spec = next(self._queue, None)
         if spec is not None:
-            self._at(self.now, _Run(spec, ProgramRecord(spec.id, self.now)))
+            self._at(self.now, partial(self._begin, spec, self.now))
 
     def _send(self, *commands: Command) -> None:
         for command in commands:
             events = self.scheduler.apply(command, self.now)
             assert all(not isinstance(event, CallFinished) for event in events), events
 
-    def _act(self, run: _Run | None) -> None:
-        """A program's next call begins, the program with it if it is the first."""
-        assert run is not None
-        spec, index = run.spec, run.index
-        call = spec.calls[index]
-        if index == 0:
-            self._programs[spec.id] = run
-            self._send(OpenProgram(spec.id, spec.kind))
-        else:
-            self._send(Resume(spec.id, f"{run.call_id}/pause"))
-        run.prompt = self._workload.prompt_ids(spec, index)
-        run.output = self._workload.output_ids(spec, index)
-        run.produced = 0
-        run.submitted = self.now
-        before = run.known.get(call.stream, array("i"))
-        known = _common(before, run.prompt)
-        self.outcome.prompt += len(run.prompt)
-        self.outcome.new += len(run.prompt) - known
-        run.record.alone_s += self._alone(call, known) + (call.pause_s if index else 0.0)
-        self._runs[run.call_id] = run
-        self._send(SubmitCall(run.call_id, spec.id, run.prompt))
+    def _begin(self, spec: ProgramSpec, when: float) -> None:
+        """A program begins, at a time that may be a moment ago."""
+        run = self._runs[spec.id] = _Run(spec, ProgramRecord(spec.id, when))
+        self._send(OpenProgram(spec.id, spec.kind))
+        self._go_on(run)
+
+    def _go_on(self, run: _Run) -> None:
+        """Begins the pauses before the calls that wait for no other call any more."""
+        spec = run.spec
+        every = (index for index in range(len(spec.calls)) if index not in run.begins)
+        ready = [index for index in every if run.ended.issuperset(spec.waits_for(index))]
+        self._declare(run, ready)
+        for index in ready:
+            when = run.begins[index] = self.now + spec.pause_s(index)
+            is_told = run.tells_pause(index)
+            if is_told:
+                self._send(Wait(spec.id, run.pause_id(index)))
+            if is_told or when > self.now:
+                self._at(when, partial(self._submit, run, index))
+            else:
+                self._submit(run, index)
+
+    def _declare(self, run: _Run, ready: Sequence[int]) -> None:
+        """Declares what is ready, and what was foreseen to follow that; without a graph, the pauses only."""
+        spec = run.spec
+        for index, call in enumerate(spec.calls):
+            after = spec.waits_for(index)
+            is_foreseen = call.foreseen and run.declared.issuperset(after)
+            if index in run.declared or not (is_foreseen or index in ready):
+                continue
+            run.declared.add(index)
+            needed = tuple(map(run.call_id, after)) if run.has_graph else ()
+            if run.tells_pause(index):
+                pause_id = run.pause_id(index)
+                self._send(DeclareNode(spec.id, pause_id, "tool", call.tool or call.pause_kind, needed))
+                needed = (pause_id,)
+            if run.has_graph:
+                self._send(DeclareNode(spec.id, run.call_id(index), "llm", inputs=needed))
+
+    def _submit(self, run: _Run, index: int) -> None:
+        spec, call = run.spec, run.spec.calls[index]
+        if run.tells_pause(index):
+            self._send(Resume(spec.id, run.pause_id(index)))
+        prompt, output = self._workload.prompt_ids(spec, index), self._workload.output_ids(spec, index)
+        before = run.last.get(call.stream)
+        known = _common(before.prompt + before.output, prompt) if before is not None else 0
+        self.outcome.prompt += len(prompt)
+        self.outcome.new += len(prompt) - known
+        began = max((run.alone[other] for other in spec.waits_for(index)), default=0.0)
+        run.alone[index] = began + (self._alone(call, known) + spec.pause_s(index))
+        call_id = run.call_id(index)
+        self._turns[call_id] = _Turn(run, index, self.now, prompt, output)
+        node_id = call_id if run.has_graph else None
+        extends = run.call_id(before.index) if run.has_graph and before is not None else None
+        self._send(SubmitCall(call_id, spec.id, prompt, node_id=node_id, extends=extends))
 
     def _alone(self, call: CallSpec, known: int) -> float:
         """Seconds of a call with the machine to itself and nothing ever lost."""
@@ -261,8 +319,8 @@ class Simulation:
                 context += row.end
                 decoding += 1
             if row.sample:
-                run = self._runs[row.call_id]
-                repeat = min(repeat, len(run.output) - run.produced)
+                turn = self._turns[row.call_id]
+                repeat = min(repeat, len(turn.output) - turn.produced)
         seconds = step.seconds(new_tokens, prefill_pairs, context) if plan.rows else 0.0
         until = min(plan.valid_until, self._later[0][0] if self._later else plan.valid_until)
         growth = step.per_context_token_s * decoding
@@ -274,10 +332,10 @@ class Simulation:
         outputs = []
         for row in plan.rows:
             if row.sample:
-                run = self._runs[row.call_id]
-                ids = tuple(run.output[run.produced : run.produced + count])
-                run.produced += count
-                outputs.append(RowOutput(row.call_id, ids, stop=run.produced == len(run.output)))
+                turn = self._turns[row.call_id]
+                ids = tuple(turn.output[turn.produced : turn.produced + count])
+                turn.produced += count
+                outputs.append(RowOutput(row.call_id, ids, stop=turn.produced == len(turn.output)))
         self.now += total
         self.outcome.busy_s += total
         self.outcome.steps += count
@@ -286,9 +344,9 @@ class Simulation:
             if isinstance(event, CallFinished):
                 self._finished(event)
             elif isinstance(event, TokensOut):
-                run = self._runs[event.call_id]
-                if run.produced == len(event.token_ids):
-                    run.record.first_token_s.append(self.now - total + seconds - run.submitted)
+                turn = self._turns[event.call_id]
+                if turn.produced == len(event.token_ids):
+                    turn.run.record.first_token_s.append(self.now - total + seconds - turn.submitted)
 
     def _copy_seconds(self, plan: StepPlan) -> float:
         """Copies overlap with the step's computing and with each other; they must be done when it ends."""
@@ -304,31 +362,24 @@ class Simulation:
         return longest
 
     def _finished(self, event: CallFinished) -> None:
-        run = self._runs.pop(event.call_id)
         assert event.reason == "stop", event
-        spec = run.spec
-        outcome, usage = self.outcome, event.usage
+        turn = self._turns.pop(event.call_id)
+        run, outcome, usage = turn.run, self.outcome, event.usage
         outcome.cached += usage.cached
         outcome.decoded += usage.decoded
         outcome.re_prefilled += usage.re_prefilled
-        run.known[spec.calls[run.index].stream] = run.prompt + run.output
-        run.index += 1
-        if run.index == len(spec.calls):
-            self.scheduler.apply(EndProgram(spec.id), self.now)
-            del self._programs[spec.id]
-            run.record.ended = self.now
-            outcome.programs.append(run.record)
-            if self.setup.concurrency is not None:
-                self._begin_next()
+        run.last[run.spec.calls[turn.index].stream] = turn
+        run.ended.add(turn.index)
+        if len(run.ended) < len(run.spec.calls):
+            self._go_on(run)
             return
-        call = spec.calls[run.index]
-        pause = f"{run.call_id}/pause"
-        self._send(
-            DeclareNode(spec.id, pause, "tool", call.tool or call.pause_kind),
-            Wait(spec.id, pause),
-        )
-        run.resumes = self.now + call.pause_s
-        self._at(run.resumes, run)
+        self.scheduler.apply(EndProgram(run.spec.id), self.now)
+        del self._runs[run.spec.id]
+        run.record.ended = self.now
+        run.record.alone_s = max(run.alone.values())
+        outcome.programs.append(run.record)
+        if self.setup.concurrency is not None:
+            self._begin_next()
 
 
 def _common(one: array[int], other: array[int]) -> int:

@@ -86,9 +86,12 @@ class CallSpec:
         prompt: the blocks of the prompt. The last one may be filled in part only.
         prompt_tokens: tokens of the prompt; blocks beyond them do not count.
         output_tokens: tokens that the call generates, at least 1.
-        pause_s: seconds from the end of the program's previous call to this one, as the client takes them.
+        pause_s: seconds from the last end that it waits for to this call, as the client takes them.
         pause_kind: what the client waits for: a tool, a person, another agent, or nothing.
         tool: name of that tool, empty if it is not known.
+        after: the calls of the program, by index, whose ends it waits for. None is the call before it, and for the
+            first one nothing: the program begins with it. Empty is the beginning of the program.
+        foreseen: whether it was declared while it could not begin yet, so that a scheduler could know of it.
     """
 
     stream: str
@@ -98,6 +101,8 @@ class CallSpec:
     pause_s: float = 0.0
     pause_kind: PauseKind = "none"
     tool: str = ""
+    after: tuple[int, ...] | None = None
+    foreseen: bool = False
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1 or self.output_tokens < 1:
@@ -108,11 +113,14 @@ class CallSpec:
 
 @dataclass(frozen=True, slots=True)
 class ProgramSpec:
-    """One program: its calls run one after the other.
+    """One program. Its calls run one after the other, unless they say what they wait for.
 
     Attributes:
         start_s: seconds from the beginning of the workload.
         salt: scope of the block ids. Programs of one salt share the blocks that have the same id; others share nothing.
+
+    Raises:
+        ValueError: a call waits for one that is not before it, or not for the one that it extends.
     """
 
     id: str
@@ -120,6 +128,40 @@ class ProgramSpec:
     start_s: float
     calls: tuple[CallSpec, ...]
     salt: str
+
+    def __post_init__(self) -> None:
+        if not self.has_graph:
+            return
+        ancestors: list[int] = []  # of each call, a bit for each call that has ended when it begins
+        last: dict[str, int] = {}
+        for index, call in enumerate(self.calls):
+            after = self.waits_for(index)
+            if not all(0 <= other < index for other in after):
+                raise ValueError(
+                    f"program {self.id}: call {index} cannot wait for {list(after)}, only for calls before it"
+                )
+            ancestors.append(0)
+            for other in after:
+                ancestors[index] |= ancestors[other] | 1 << other
+            extended = last.get(call.stream)
+            if extended is not None and not ancestors[index] >> extended & 1:
+                raise ValueError(f"program {self.id}: call {index} extends call {extended}, and does not wait for it")
+            last[call.stream] = index
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether its calls say what they wait for."""
+        return any(call.after is not None for call in self.calls)
+
+    def waits_for(self, index: int) -> tuple[int, ...]:
+        """The calls whose ends a call waits for."""
+        after = self.calls[index].after
+        return after if after is not None else tuple(range(index))[-1:]
+
+    def pause_s(self, index: int) -> float:
+        """Seconds from the last of those ends, or from the beginning of the program, to a call."""
+        begins_it = index == 0 and self.calls[0].after is None
+        return 0.0 if begins_it else self.calls[index].pause_s
 
     def following(self, index: int) -> CallSpec | None:
         """The next call of the same stream."""

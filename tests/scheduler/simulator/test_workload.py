@@ -1,4 +1,5 @@
 from array import array
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -179,6 +180,34 @@ def test_clipping_cuts_calls_and_prompts_and_leaves_outputs():
     clipped = clip(program(call([1] * 9, 36, 6), call([1], 4, 50), call([1], 3)), max_calls=2, max_tokens=20)
     assert [(one.prompt_tokens, one.output_tokens) for one in clipped.calls] == [(14, 6), (1, 19)]
     assert largest_call_tokens([clipped]) == 20
+
+
+def test_clipping_leaves_what_calls_wait_for():
+    whole = program(
+        *(replace(call([1], 1, stream=str(i)), after=after) for i, after in enumerate([(), (), (0, 1), (2,)]))
+    )
+    assert [one.after for one in clip(whole, max_calls=3).calls] == [(), (), (0, 1)]
+
+
+def test_calls_wait_for_the_one_before_unless_they_say_for_what():
+    plain = program(*(replace(call([1], 1), pause_s=2.0) for _ in range(3)))
+    assert [plain.waits_for(index) for index in range(3)] == [(), (0,), (1,)]
+    assert [plain.pause_s(index) for index in range(3)] == [0.0, 2.0, 2.0]
+    told = replace(plain, calls=(replace(plain.calls[0], after=()), *plain.calls[1:]))
+    assert (told.has_graph, plain.has_graph, told.pause_s(0)) == (True, False, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("afters", "complaint"),
+    [
+        ([(), (1,)], "call 1 cannot wait for"),
+        ([(), (-1,)], "call 1 cannot wait for"),
+        ([(), ()], "call 1 extends call 0, and does not wait for it"),
+    ],
+)
+def test_calls_wait_for_calls_before_them_and_for_those_that_they_extend(afters, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        program(*(replace(call([1], 1), after=after) for after in afters))
 
 
 def test_pauses_are_capped():
