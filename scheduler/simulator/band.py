@@ -126,6 +126,7 @@ class Band:
             left_out=len(self._prepared.programs) - len(self._fitting[point].programs),
             trace=study.workload.name,
             half=study.sample.half,
+            max_pause_s=study.sample.max_pause_s,
             pauses=study.sample.pauses,
             engine=study.hardware.name,
             engine_digest=hardware.digest(study.hardware),

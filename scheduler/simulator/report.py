@@ -54,6 +54,7 @@ class Result:
         fairness: Jain's index of how fast programs were compared with alone: 1 if all were slowed down alike.
         busy: share of the time in which the engine had something to do.
         programs_per_hour: how many ended, on average over the whole simulation.
+        max_pause_s: longer recorded pauses were cut to it.
         engine_digest: changes when a number of the engine changes.
     """
 
@@ -91,6 +92,7 @@ class Result:
     left_out: int
     trace: str
     half: str
+    max_pause_s: float | None
     pauses: str
     engine: str
     engine_digest: str
@@ -115,6 +117,7 @@ class Origin:
     left_out: int
     trace: str
     half: str
+    max_pause_s: float | None
     pauses: str
     engine: str
     engine_digest: str
@@ -164,6 +167,7 @@ def summarise(outcome: Outcome, fluid_mean_s: float, origin: Origin) -> Result:
         left_out=origin.left_out,
         trace=origin.trace,
         half=origin.half,
+        max_pause_s=origin.max_pause_s,
         pauses=origin.pauses,
         engine=origin.engine,
         engine_digest=origin.engine_digest,

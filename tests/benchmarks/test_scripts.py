@@ -12,7 +12,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(path.name for path in BENCHMARKS.glob("*.py") if path.name != "report.py")
 MODELS = {"workflows.py": "smollm2"}
 """Of scripts that need text; for the others random weights will do."""
-WITHOUT_MODEL = {"scheduler_overhead.py"}
+WITHOUT_MODEL = {"policies.py", "scheduler_overhead.py"}
 NEEDED = {"figure", "value", "unit", "torch", "cpu", "load_average"}
 NEEDED_WITH_MODEL = NEEDED | {"model", "dtype", "batch", "new_tokens", "threads"}
 

@@ -6,7 +6,7 @@ from treadle.scheduler.simulator.clock import Outcome, ProgramRecord
 from treadle.scheduler.simulator.report import Origin, Point, paired_ratio, percentile, summarise
 
 ORIGIN = Origin(
-    "p", "a+b+c", 0, Point(1000, programs=2), 3, "trace", "all", "recorded", "engine", "digest", deadline=2.0
+    "p", "a+b+c", 0, Point(1000, programs=2), 3, "trace", "all", None, "recorded", "engine", "digest", deadline=2.0
 )
 
 
