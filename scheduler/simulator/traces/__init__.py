@@ -1,4 +1,4 @@
-"""Public traces of agents and servers, read into workloads."""
+"""Traces of agents and servers, public ones and recordings of our own, read into workloads."""
 
 from treadle.scheduler.simulator.traces.files import TraceError
 from treadle.scheduler.simulator.traces.reader import read

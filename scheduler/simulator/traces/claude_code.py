@@ -88,11 +88,9 @@ def _prompt(request: Record, before: Blocks) -> Blocks:
     keep = request.integer("keep")
     if keep > len(before):
         raise TraceError(f"{request.where}: keeps {keep} blocks of a prompt that has {len(before)}")
-    runs = request.items("new")
-    if not all(isinstance(run, list) and len(run) == 2 and all(isinstance(part, int) for part in run) for run in runs):
-        raise request.error("new", "a list of [start, count]")
+    runs = request.runs("new")
     try:
-        return before.part(0, keep) + Blocks.from_runs((start, count) for start, count in runs)
+        return before.part(0, keep) + Blocks.from_runs(runs)
     except ValueError as error:
         raise TraceError(f"{request.where}: {error}") from error
 

@@ -136,6 +136,15 @@ class Record:
             raise self.error(name, "a list of whole numbers of at least 0")
         return value
 
+    def runs(self, name: str) -> list[tuple[int, int]]:
+        """A list of pairs of whole numbers, which are `[start, count]` of blocks."""
+        value = self.items(name)
+        if not all(
+            isinstance(run, list) and len(run) == 2 and all(isinstance(part, int) for part in run) for run in value
+        ):
+            raise self.error(name, "a list of [start, count]")
+        return [(start, count) for start, count in value]
+
     def error(self, name: str, expected: str) -> TraceError:
         return TraceError(f"{self.where}: {name} must be {expected}, not {str(self.data.get(name))[:40]!r}")
 

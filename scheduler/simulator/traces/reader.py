@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from treadle.scheduler.simulator.traces import bfcl, claude_code, conversations, requests
+from treadle.scheduler.simulator.traces import bfcl, claude_code, conversations, recorded, requests
 from treadle.scheduler.simulator.traces.files import Line, Record, TraceError, decode, lines
 from treadle.scheduler.simulator.traces.text import BLOCK_TOKENS as TEXT_BLOCK_TOKENS
 from treadle.scheduler.simulator.workload import ProgramSpec, Workload
 
-KINDS = "Claude Code, Mooncake, LMCache agent, tau-bench, Continuum, BFCL multi-turn and Azure LLM traces"
+KINDS = (
+    "Claude Code, Mooncake, LMCache agent, tau-bench, Continuum, BFCL multi-turn, Azure LLM and Treadle's own traces"
+)
 
 
 def read(path: Path) -> Workload:
@@ -50,6 +52,8 @@ def _programs(path: Path, name: str, first: Line, rest: Iterator[Line]) -> tuple
     if not first.text.startswith("{"):
         raise _unknown(path)
     fields, everything = Record.parse(first).data.keys(), chain([first], rest)
+    if {"recording", "program", "calls"} <= fields:
+        return recorded.BLOCK_TOKENS, recorded.programs(everything)
     if {"requests", "block_size", "hash_id_scope"} <= fields:
         return claude_code.BLOCK_TOKENS, claude_code.programs(everything)
     if {"hash_ids", "input_length", "output_length"} <= fields:

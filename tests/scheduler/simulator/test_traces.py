@@ -224,6 +224,58 @@ class TestBfcl:
             read(path)
 
 
+def recorded(*calls, name="p", recording="r"):
+    fields = {"recording": recording, "program": name, "kind": "k", "start_s": 1.5, "block_tokens": 16}
+    return fields | {"calls": list(calls)}
+
+
+def recorded_call(blocks, tokens, after=(), stream=0, **more):
+    fields = {"stream": stream, "blocks": blocks, "prompt_tokens": tokens, "output_tokens": 3, "after": list(after)}
+    return fields | {"pause_s": 0.5, "pause_kind": "none", "tool": "", "foreseen": False} | more
+
+
+class TestRecorded:
+    def test_has_graphs_and_the_last_block_of_each_prompt(self, tmp_path):
+        turns = recorded_call([[0, 2]], 40), recorded_call([[0, 4]], 70, [0], pause_kind="tool", tool="search")
+        beside = recorded_call([[0, 1], [9, 1]], 40, [0], stream=1, foreseen=True)
+        path = write(tmp_path / "r.jsonl", recorded(*turns, beside), recorded(turns[0], recording="s"))
+        workload = read(path)
+        first, second = workload.programs
+        assert (workload.block_tokens, first.id, first.kind, first.start_s) == (16, "0/p", "k", 1.5)
+        assert [(call.stream, call.after, call.foreseen) for call in first.calls] == [
+            ("0", (), False),
+            ("0", (0,), False),
+            ("1", (0,), True),
+        ]
+        assert [(call.pause_s, call.pause_kind, call.tool) for call in first.calls[:2]] == [
+            (0.5, "none", ""),
+            (0.5, "tool", "search"),
+        ]
+        assert list(first.calls[0].prompt) == [0, 1, 2]
+        one, two, three = (workload.prompt_ids(first, index) for index in range(3))
+        assert two[:40] == one and three[:16] == one[:16] and three[16] != one[16]
+        assert workload.prompt_ids(second, 0)[0] != one[0], "another recording"
+
+    @pytest.mark.parametrize(
+        ("row", "complaint"),
+        [
+            (recorded(), "without calls"),
+            (recorded(recorded_call([[0, 1]], 40)), "1 blocks of 16 tokens for a prompt of 40"),
+            (recorded(recorded_call([[0, -1]], 4)), "cannot be"),
+            (recorded(recorded_call([0], 4)), "blocks must be"),
+            (recorded(recorded_call([], 4, [0])), "cannot wait for"),
+            (recorded(recorded_call([], 0)), "needs tokens"),
+            (recorded(recorded_call([], 4, pause_kind="lunch")), "pause_kind must be one of tool, person"),
+            (recorded(recorded_call([], 4)) | {"block_tokens": 64}, "block_tokens must be 16"),
+            ('{"recording": "r", "prog', "not JSON"),
+        ],
+    )
+    def test_names_the_line_that_makes_no_sense(self, tmp_path, row, complaint):
+        path = write(tmp_path / "r.jsonl", recorded(recorded_call([], 4)), row)
+        with pytest.raises(TraceError, match=rf"r\.jsonl:2: .*{complaint}"):
+            read(path)
+
+
 def test_azure_starts_at_the_first_request_and_shares_nothing(tmp_path):
     rows = ["TIMESTAMP,ContextTokens,GeneratedTokens", "2023-11-16 23:59:59.5000000,40,10", "2023-11-17 00:00:01,40,8"]
     workload = read(write(tmp_path / "a.csv", *rows))
