@@ -18,6 +18,7 @@ from treadle.runtime.engine.config import EngineConfig
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.loading import Check, StoppableCheckpoint, fetch_if_missing, load_in_thread, open_model
 from treadle.runtime.models.config import ModelConfig
+from treadle.runtime.recorder import RecordedEngine, Recorder
 from treadle.scheduler import FinishReason, SamplingParams, SubmitCall, TokenLogprob, Usage
 
 if TYPE_CHECKING:
@@ -65,12 +66,14 @@ class LocalRuntime:
         tokenizer: Tokenizer | None,
         compiler: Compiler | None,
         engine: ThreadedEngine,
+        recorder: Recorder | None = None,
     ) -> None:
         self.name = name
         self.model = model
         self.tokenizer = tokenizer
         self._compiler = compiler
         self._engine = engine
+        self._recorder = recorder
         self._stack = contextlib.AsyncExitStack()
         self._session: Session | None = None
         self._executor: Executor | None = None
@@ -85,8 +88,11 @@ class LocalRuntime:
         from treadle.runtime.engine.session import Session
 
         self._stack.callback(self._engine.close)
-        self._session = await self._stack.enter_async_context(Session(self._engine))
+        client = self._engine if self._recorder is None else RecordedEngine(self._engine, self._recorder)
+        self._session = await self._stack.enter_async_context(Session(client))
         self._program_id = self._session.open_program(kind="generate")
+        if self._recorder is not None:
+            self._recorder.separate.add(self._program_id)
         if self.tokenizer is not None and self._compiler is not None:
             from treadle.runtime.executor.executor import Executor
 
@@ -258,7 +264,11 @@ class LocalRuntime:
 
 @contextlib.asynccontextmanager
 async def local(
-    model: str | Path, config: EngineConfig | None = None, *, pull: bool = True
+    model: str | Path,
+    config: EngineConfig | None = None,
+    *,
+    pull: bool = True,
+    record: str | Path | None = None,
 ) -> AsyncIterator[LocalRuntime]:
     """Loads a model into this process and runs it until the scope is left.
 
@@ -273,22 +283,33 @@ async def local(
             `random:SHAPE` for random weights of a named shape.
         config: Sizes, policies and switches of the engine.
         pull: Whether a known model that is not cached is downloaded.
+        record: A file to which a line is appended for each program that ends, for `treadle simulate --trace`. It has
+            the shape of what was asked, lengths and times, and no text.
 
-    Raises `ModelError` if the model cannot be had, `InvalidRequestError` for a configuration that cannot be.
+    Raises `ModelError` if the model cannot be had, `InvalidRequestError` for a configuration that cannot be, or a file
+    that cannot be written.
     Cancelling it, as Ctrl-C does, works while the model is still downloaded or loaded.
     """
     name, settings = str(model), config or EngineConfig()
+    recorder = Recorder(record) if record is not None else None
 
     def work(check: Check) -> LocalRuntime:
         if pull:
             fetch_if_missing(name, check)
-        return load(name, settings, pull=False, check=check)
+        return load(name, settings, pull=False, check=check, recorder=recorder)
 
     async with await load_in_thread(work, LocalRuntime.close_engine) as runtime:
         yield runtime
 
 
-def load(model: str, config: EngineConfig, *, pull: bool, check: Check = lambda *_: None) -> LocalRuntime:
+def load(
+    model: str,
+    config: EngineConfig,
+    *,
+    pull: bool,
+    check: Check = lambda *_: None,
+    recorder: Recorder | None = None,
+) -> LocalRuntime:
     """Loads a model and starts its engine, without an event loop; enter the result with `async with`. As `local`."""
     from treadle.runtime.engine.build import build_engine
     from treadle.runtime.engine.client import ThreadedEngine
@@ -296,7 +317,7 @@ def load(model: str, config: EngineConfig, *, pull: bool, check: Check = lambda 
     check()
     checkpoint, tokenizer = open_model(model, pull=pull)
     engine = build_engine(StoppableCheckpoint(checkpoint, check), tokenizer, config)
-    return LocalRuntime(model, checkpoint.config, tokenizer, engine.compiler, ThreadedEngine(engine))
+    return LocalRuntime(model, checkpoint.config, tokenizer, engine.compiler, ThreadedEngine(engine), recorder)
 
 
 async def _collect(stream: CallStream, num_prompt_tokens: int) -> Completion:

@@ -22,6 +22,7 @@ from treadle.runtime.cli.options import DEFAULT_MODEL, MODEL_HELP, Commands, add
 from treadle.runtime.cli.session import running
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.local import LocalRuntime
+from treadle.runtime.recorder import Recorder
 
 Workflow = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -38,6 +39,7 @@ def add_command(commands: Commands) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="M", help=f"{MODEL_HELP} (default: {DEFAULT_MODEL})")
     parser.add_argument("--json", action="store_true", help="print one JSON object: result, account and graph")
     parser.add_argument("--mermaid", action="store_true", help="print each program's graph in Mermaid's language")
+    parser.add_argument("--record", metavar="TRACE.jsonl", help="append what programs did, for `treadle simulate`")
     add_engine_options(parser)
     parser.set_defaults(run=run)
 
@@ -46,12 +48,14 @@ def run(args: argparse.Namespace) -> int:
     """Runs the file's workflow and prints its result and account."""
     workflow = load_workflow(args.file)
     arguments = bind_arguments(workflow, args.arguments)
-    return run_workflow(args, workflow, arguments)
+    return run_workflow(args, workflow, arguments, Recorder(args.record) if args.record is not None else None)
 
 
-def run_workflow(args: argparse.Namespace, workflow: Workflow, arguments: Sequence[Any]) -> int:
+def run_workflow(
+    args: argparse.Namespace, workflow: Workflow, arguments: Sequence[Any], recorder: Recorder | None = None
+) -> int:
     """Loads the model, runs a workflow under a live view, and prints what came of it. Returns the exit code."""
-    with running(args) as (runner, runtime):
+    with running(args, recorder) as (runner, runtime):
         with watching(runtime, quiet=args.json):
             try:
                 result = runner.run(workflow(*arguments))

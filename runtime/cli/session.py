@@ -12,10 +12,13 @@ from treadle.runtime.cli.options import engine_config
 from treadle.runtime.config import cache_dir
 from treadle.runtime.local import LocalRuntime, load
 from treadle.runtime.models.registry import installed, pull
+from treadle.runtime.recorder import Recorder
 
 
 @contextlib.contextmanager
-def running(args: argparse.Namespace) -> Iterator[tuple[asyncio.Runner, LocalRuntime]]:
+def running(
+    args: argparse.Namespace, recorder: Recorder | None = None
+) -> Iterator[tuple[asyncio.Runner, LocalRuntime]]:
     """Loads `args.model` in the calling thread, where Ctrl-C can interrupt it.
 
     Each `Runner.run` is one piece of work that Ctrl-C cancels; between two of them the terminal is the user's.
@@ -26,7 +29,7 @@ def running(args: argparse.Namespace) -> Iterator[tuple[asyncio.Runner, LocalRun
         with pull_progress(args.model) as progress:
             pull(args.model, cache_dir(), progress)
     with status(f"loading {args.model}"):
-        runtime = load(args.model, config, pull=False)
+        runtime = load(args.model, config, pull=False, recorder=recorder)
     with asyncio.Runner() as runner:
         runner.run(runtime.__aenter__())
         try:

@@ -9,6 +9,7 @@ import pytest
 
 from treadle.runtime import Chunk, Completion, EngineConfig, SamplingParams, local
 from treadle.runtime.errors import CallError, EngineClosedError, InvalidRequestError, ModelNotFoundError
+from treadle.scheduler.simulator.traces import read
 
 TINY = "random:tiny-llama"
 CONFIG = EngineConfig(dtype="float32", num_pages=256, page_size=4)
@@ -168,6 +169,20 @@ async def test_a_load_that_is_cancelled_leaves_no_engine_and_the_next_one_works(
         await asyncio.gather(task, return_exceptions=True)
         assert [thread.name for thread in threading.enumerate() if thread.name.startswith("treadle")] == []
     assert await use() == 3
+
+
+async def test_what_ran_is_recorded_where_it_was_asked_for(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    async with local(TINY, CONFIG, record=path) as runtime:
+        await runtime.generate(range(20), GREEDY, max_tokens=3)
+    (recorded,) = read(path).programs
+    assert [(call.prompt_tokens, call.output_tokens) for call in recorded.calls] == [(20, 3)]
+
+
+async def test_a_recording_that_cannot_be_written_is_refused_before_the_model_is_loaded(tmp_path):
+    with pytest.raises(InvalidRequestError, match="programs cannot be recorded here"):
+        async with local("/no/such/model.gguf", record=tmp_path / "nowhere" / "trace.jsonl"):
+            pass
 
 
 async def test_a_model_that_is_not_there_raises():

@@ -31,10 +31,10 @@ def fast_runtime(tokenizer, checkpoint):
     """A function that opens a runtime as a scope. (A fixture would open it in another context than the test's.)"""
 
     @contextlib.asynccontextmanager
-    async def scope(**config):
+    async def scope(*, recorder=None, **config):
         settings = {"dtype": "float32", "page_size": 4, "num_pages": 2048, "num_threads": 1, **config}
         engine = build_engine(checkpoint, tokenizer, EngineConfig(**settings))
-        runtime = LocalRuntime("fast", checkpoint.config, tokenizer, engine.compiler, ThreadedEngine(engine))
+        runtime = LocalRuntime("fast", checkpoint.config, tokenizer, engine.compiler, ThreadedEngine(engine), recorder)
         async with runtime:
             yield runtime
 
