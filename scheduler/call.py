@@ -89,8 +89,8 @@ class Call:
     have. Both fall to zero when the call loses its slot, and rise again to what the prefix tree still has. `epoch`
     counts the losses, so that the result of a step launched before one is not taken for progress after it.
     `num_sent_tokens` and `num_sent_pages` are what the engine knows of the slot; the rest is sent with the next row.
-    `num_accounted_tokens` is how far the call ever came: below it, computing is computing again. `height` is how many
-    nodes of the graph wait for it, one after the other.
+    `num_accounted_tokens` is how far the call ever came: below it, computing is computing again. `name` is that of its
+    node, and `remaining_s` what the program is expected to take from its beginning on, along the graph.
     """
 
     id: str
@@ -103,11 +103,12 @@ class Call:
     open: bool
     fork_of: Call | None
     node_id: str | None
+    name: str
     extends: str | None
     num_prompt_tokens: int
     waiting_since: float
     path_s: float
-    height: int
+    remaining_s: float
 
     status: Status = Status.PARKED
     slot: int = -1

@@ -148,14 +148,22 @@ class Scheduler:
             program.graph.began(command.node_id, now)
             self._tell_of_pause(program, program.graph.declared(command.node_id))
         else:
-            program.graph.ended(command.node_id, now)
+            seconds = program.graph.ended(command.node_id, now)
+            if seconds is not None:
+                self.books.durations.add((program.kind, program.graph.declared(command.node_id).name), seconds)
         return []
 
     def _tell_of_pause(self, program: Program, outside: DeclareNode) -> None:
         key = (program.kind, outside.name)
         if outside.typical_s is not None and outside.typical_s > 0:
             self.books.pauses.expect(key, outside.typical_s)
+            self.books.durations.expect(key, outside.typical_s)
         self._leases.tell(program, outside.name)
+
+    def _remaining_s(self, program: Program, node_id: str | None) -> float:
+        if node_id is None:
+            return 0.0
+        return program.graph.remaining_s(node_id, lambda node: self.books.expected_node_s(program.kind, node))
 
     def _submit(self, command: SubmitCall, now: float) -> list[Event]:
         problem = self._submit_problem(command)
@@ -180,11 +188,12 @@ class Scheduler:
             open=command.open,
             fork_of=parent,
             node_id=command.node_id,
+            name=program.graph.declared(command.node_id).name if command.node_id is not None else "",
             extends=command.extends if command.extends in program.tails else None,
             num_prompt_tokens=len(command.token_ids),
             waiting_since=now,
             path_s=program.path_s,
-            height=program.graph.height(command.node_id) if command.node_id is not None else 0,
+            remaining_s=self._remaining_s(program, command.node_id),
             stop_token_ids=frozenset(command.sampling.stop_token_ids),
         )
         self._calls[call.id] = program.calls[call.id] = call
@@ -387,7 +396,7 @@ class Scheduler:
                 lease = self._leases.park(call, node, now)
                 if not call.program.calls.keys() - {call.id}:
                     self._retention.rested(call.program, lease, now)
-                self.books.outputs.add((call.program.kind, ""), call.num_generated)
+                self.books.outputs.add((call.program.kind, call.name), call.num_generated)
         else:
             self.memory.forget_tail(call.id)
         self._roster.leave(call, Status.FINISHED, now)

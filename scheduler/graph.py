@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from treadle.scheduler.commands import DeclareNode, PathStep
@@ -24,7 +24,7 @@ class ProgramGraph:
         self.opened = opened
         self.tool_wait_s = 0.0
         self._nodes: dict[str, GraphNode] = {}
-        self._heights: dict[str, int] = {}
+        self._remaining_s: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -40,18 +40,22 @@ class ProgramGraph:
         """What is known of a node."""
         return self._nodes[node_id].declared
 
-    def height(self, node_id: str) -> int:
-        """Nodes on the longest chain of those that wait for this one: what remains of the critical path after it."""
-        if not self._heights:
-            self._heights = dict.fromkeys(self._nodes, 0)
+    def remaining_s(self, node_id: str, expected_s: Callable[[DeclareNode], float]) -> float:
+        """Seconds of the longest chain that begins with a node: what remains of the critical path through it.
+
+        What nodes are expected to take is looked up again when one is declared.
+        """
+        if not self._remaining_s:
+            after = dict.fromkeys(self._nodes, 0.0)
             for later, node in reversed(self._nodes.items()):
+                remaining = self._remaining_s[later] = after[later] + expected_s(node.declared)
                 for needed in node.declared.inputs:
-                    self._heights[needed] = max(self._heights[needed], self._heights[later] + 1)
-        return self._heights[node_id]
+                    after[needed] = max(after[needed], remaining)
+        return self._remaining_s[node_id]
 
     def declare(self, command: DeclareNode) -> None:
         """Adds a node, or inputs to one that was declared before."""
-        self._heights.clear()
+        self._remaining_s.clear()
         known = self._nodes.get(command.node_id)
         if known is None:
             self._nodes[command.node_id] = GraphNode(command)
@@ -63,13 +67,15 @@ class ProgramGraph:
         """The program waits for a tool, a person, or anything outside."""
         self._nodes[node_id].began = now
 
-    def ended(self, node_id: str, now: float) -> None:
-        """A node's value is there."""
+    def ended(self, node_id: str, now: float) -> float | None:
+        """A node's value is there. Returns the seconds for which the program waited for it, if it did."""
         node = self._nodes[node_id]
-        if node.began is not None:
-            self.tool_wait_s += now - node.began
-            node.began = None
         node.ended = now
+        if node.began is None:
+            return None
+        seconds, node.began = now - node.began, None
+        self.tool_wait_s += seconds
+        return seconds
 
     def critical_path(self) -> tuple[PathStep, ...]:
         """The chain of nodes that the end of the program waited for, first node first.

@@ -170,7 +170,7 @@ class CallMemory:
         A page that is evicted unsaved takes with it what is below it in host memory. So a quarter of the saves is left
         to calls that grow.
         """
-        saves_left = self._max_step_moves * 3 // 4 - len(self._saves)
+        saves_left = self._max_step_moves - self._max_step_moves // 4 - len(self._saves)
         return min(self._max_step_moves - len(self._loads), self.pool.num_free + max(0, saves_left))
 
     def grow(self, call: Call, num_tokens: int, now: float, *, evict: bool = True) -> bool:

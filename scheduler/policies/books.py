@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from treadle.scheduler.call import Call, Program
+from treadle.scheduler.commands import DeclareNode
 from treadle.scheduler.config import Costs, SchedulerConfig
 from treadle.scheduler.kv import Lease
 from treadle.scheduler.spread import Spreads
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 FIRST_GUESS_S = 1e-4
+FIRST_STEP_S = 0.02
 LOAD_SHARE = 0.05
 MANY_TOKENS = 32
 PRIOR = 4
@@ -38,7 +40,9 @@ class Books:
 
     Attributes:
         pauses: Seconds between a turn's end and the next turn, by kind of program and what it waited for.
-        outputs: Tokens that calls generate, by kind of program.
+        outputs: Tokens that calls generate, by kind of program and name of the node.
+        durations: Seconds that a program waits for a node outside the engine, by the same.
+        step_s: What a step takes, the mean of the last ones.
         turns: Calls that ended programs had.
         queued: Seconds that calls waited whose program had lost its pages.
         hits: Known and all tokens of the prompts of the last calls that started.
@@ -50,6 +54,8 @@ class Books:
     programs: Mapping[str, Program]
     pauses: Spreads = field(default_factory=Spreads)
     outputs: Spreads = field(default_factory=Spreads)
+    durations: Spreads = field(default_factory=Spreads)
+    step_s: float = FIRST_STEP_S
     turns: deque[int] = field(default_factory=lambda: deque(maxlen=256))
     queued: deque[float] = field(default_factory=lambda: deque(maxlen=256))
     hits: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=64))
@@ -63,7 +69,8 @@ class Books:
         self.costs = self.config.costs or Costs(FIRST_GUESS_S, 0.0, FIRST_GUESS_S * LOAD_SHARE)
 
     def observe_step(self, num_tokens: int, seconds: float) -> None:
-        """Learns from a step what a token costs, unless that was given: the mean of the last steps with many tokens."""
+        """Learns from a step what steps take, and, unless that was given, what a token costs where there are many."""
+        self.step_s += (seconds - self.step_s) / 16
         if self.config.costs is None and num_tokens >= MANY_TOKENS:
             per_token = self.costs.per_token + (seconds / num_tokens - self.costs.per_token) / 16
             self.costs = Costs(per_token, 0.0, per_token * LOAD_SHARE)
@@ -82,4 +89,10 @@ class Books:
         """Tokens that a call is expected to generate from now on."""
         if self.foresight is not None:
             return max(0, self.foresight.output_tokens(call) - call.num_generated)
-        return self.outputs.of((call.program.kind, "")).remaining(call.num_generated)
+        return self.outputs.of((call.program.kind, call.name)).remaining(call.num_generated)
+
+    def expected_node_s(self, kind: str, node: DeclareNode) -> float:
+        """Seconds that a node of a kind of program is expected to take once its inputs are there."""
+        if node.kind == "llm":
+            return self.step_s * max(1.0, self.outputs.of((kind, node.name)).mean())
+        return self.durations.of((kind, node.name)).mean() if node.kind == "tool" else 0.0

@@ -49,17 +49,17 @@ class ProgramFcfs:
 
 
 class ProgramOrder:
-    """Treadle's: the highest priority, then the program that is due first, then the call that most of it waits for.
+    """Treadle's: the highest priority, then the program that is due first, then the call on its longest path.
 
-    Programs that do not say when they are due are so equally long after they came: the oldest is first. What waits for
-    a call is the number of nodes on the longest chain that needs it, as declared when it was submitted.
+    Programs that do not say when they are due are so equally long after they came: the oldest is first. The length of
+    a path is what its calls and tools are expected to take, as far as they were declared when the call was submitted.
     """
 
     is_static = True
 
     def rank(self, call: Call, now: float) -> Rank:
         program = call.program
-        return (-program.priority, program.due, program.arrival, -call.height, call.arrival)
+        return (-program.priority, program.due, program.arrival, -call.remaining_s, call.arrival)
 
     def program_rank(self, program: Program, now: float) -> Rank:
         return (-program.priority, program.due, program.arrival)

@@ -95,6 +95,27 @@ class TestOrder:
         driver.run()
         assert started(driver) == ["first", "side"]
 
+    def test_of_one_program_the_call_goes_first_that_begins_the_longest_path(self):
+        """Three quick calls after one another are less than one with a slow tool behind it, once that is known."""
+        firsts = []
+        driver = treadle(num_slots=1)
+        for run in range(10):
+            program = f"p{run}"
+            driver.send(OpenProgram(program, kind="k"))
+            nodes = [("quick", "llm", ()), ("then", "llm", ("quick",)), ("last", "llm", ("then",)), ("slow", "llm", ())]
+            for name, kind, inputs in [*nodes, ("tool", "tool", ("slow",))]:
+                needed = tuple(f"{run} {each}" for each in inputs)
+                driver.send(DeclareNode(program, f"{run} {name}", kind, name, inputs=needed))
+            for name in ("quick", "slow"):
+                node = f"{run} {name}"
+                driver.send(SubmitCall(f"{program}/{name}", program, prompt(len(name), 8), max_tokens=2, node_id=node))
+            driver.run()
+            firsts.append(started(driver)[-2].partition("/")[2])
+            driver.send(Wait(program, f"{run} tool"))
+            driver.now += 30.0
+            driver.send(Resume(program, f"{run} tool"), EndProgram(program))
+        assert firsts == ["quick"] + ["slow"] * 9
+
     def test_least_attained_service_lets_the_new_program_pass(self):
         driver = engine(order="plas:0.05", num_slots=1)
         submit(driver, "old", 1, 8, max_tokens=20)
