@@ -1,6 +1,10 @@
 """The tensor operations of a decoder in plain torch: the oracle of every faster kernel, and the CPU path.
 
-Shapes: T tokens of a step, H query heads, K key/value heads (H = K * G), D head size, P pages of S tokens.
+Shapes: T tokens of a step, H query heads, K key/value heads (H = K * G), D head size, P pages of S tokens. A place is
+`page * S + offset`.
+
+In no kernel may anything but a row's own context reach its output: elsewhere in a cache there may be anything, and a
+mask does not stop NaN, which survives being multiplied by zero.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def write_kv(cache: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> None:
-    """Stores `[T, K, D]` keys and values in a cache of `[2, P, S, K, D]` at `places = page * S + offset`, `[T]`."""
+    """Stores `[T, K, D]` keys and values in a cache of `[2, P, S, K, D]` at `[T]` places."""
     flat = cache.view(2, -1, *cache.shape[3:])
     flat[0].index_copy_(0, places, keys)
     flat[1].index_copy_(0, places, values)
@@ -43,41 +47,42 @@ def copy_pages(source: Tensor, target: Tensor, sources: Tensor, targets: Tensor)
     target[:, :, targets] = source[:, :, sources]
 
 
-def decode_attention(q: Tensor, cache: Tensor, pages: Tensor, length: int, mask: Tensor | None) -> Tensor:
+def decode_attention(q: Tensor, cache: Tensor, places: Tensor, mask: Tensor | None) -> Tensor:
     """One query token per row against its paged context.
 
     Args:
         q: `[B, H, D]`.
         cache: Keys and values of the layer, `[2, P, S, K, D]`.
-        pages: `[B, N]`, padded with any valid page.
-        length: Tokens of the longest row.
-        mask: `[B, 1, 1, length]`, minus infinity where a row must not look; None if every row sees everything.
+        places: `[B, N]`, where each row's context is; a shorter one is padded with any places of its own.
+        mask: `[B, 1, 1, N]`, minus infinity where a row must not look; None if every row sees everything.
 
     Returns:
         `[B, H, D]`.
     """
     rows, heads, size = q.shape
     kv_heads = cache.shape[3]
-    keys, values = _gather(cache, pages, length)
+    keys, values = _gather(cache, places)
     # The G query heads that share a key/value head become G query tokens, so that keys are not repeated.
     grouped = q.view(rows, kv_heads, heads // kv_heads, size)
     out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
     return out.reshape(rows, heads, size)
 
 
-def prefill_attention(q: Tensor, cache: Tensor, pages: Tensor, start: int, mask: Tensor | None) -> Tensor:
-    """The `[T, H, D]` queries at positions `start .. start + T` of one row against its paged context.
+def prefill_attention(q: Tensor, cache: Tensor, places: Tensor, mask: Tensor | None) -> Tensor:
+    """The `[T, H, D]` queries of one row's last T tokens against its paged context.
+
+    A token that is not finite may spoil those before it too.
 
     Args:
-        pages: `[N]`, the row's pages.
-        mask: `[T, start + T]`, minus infinity where a token must not look; None for plain causal from `start = 0`.
+        places: `[N]`, where the row's context is.
+        mask: `[T, N]`, minus infinity where a token must not look; None for plain causal if T = N.
 
     Returns:
         `[T, H, D]`.
     """
     tokens, heads, size = q.shape
     kv_heads = cache.shape[3]
-    keys, values = _gather(cache, pages[None], start + tokens)
+    keys, values = _gather(cache, places[None])
     if mask is None:
         out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], keys, values, is_causal=True, enable_gqa=True)
         return out[0].transpose(0, 1)
@@ -87,12 +92,8 @@ def prefill_attention(q: Tensor, cache: Tensor, pages: Tensor, start: int, mask:
     return out.view(kv_heads, group, tokens, size).permute(2, 0, 1, 3).reshape(tokens, heads, size)
 
 
-def _gather(cache: Tensor, pages: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Keys and values, `[B, K, length, D]`, of `[B, N]` pages."""
-    rows, count = pages.shape
-    _, _, page_size, kv_heads, size = cache.shape
-    flat = pages.reshape(-1)
-    shape = rows, count * page_size, kv_heads, size
-    keys = cache[0].index_select(0, flat).view(shape)[:, :length].transpose(1, 2)
-    values = cache[1].index_select(0, flat).view(shape)[:, :length].transpose(1, 2)
+def _gather(cache: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values, `[B, K, N, D]`, of `[B, N]` places."""
+    shape, places = (*places.shape, *cache.shape[3:]), places.flatten()
+    keys, values = (side.index_select(0, places).view(shape).transpose(1, 2) for side in cache.flatten(1, 2))
     return keys, values

@@ -61,21 +61,14 @@ class DeviceState:
         if plan.loads:
             ops.copy_pages(self.host_kv, self.kv, *torch.tensor(plan.loads).unbind(1))
 
-    def scrub(self, row: Row) -> None:
-        """Overwrites what a row computed with zeros, so that its NaNs do not outlive it in a reused page."""
-        positions = torch.arange(row.start, row.end)
-        pages = self.page_table[row.slot, positions // self.page_size]
-        self.kv[:, :, pages, positions % self.page_size] = 0
+    def places(self, slots: Tensor, positions: Tensor) -> Tensor:
+        """Where the tokens at positions of slots have their KV: `page * page_size + offset`. The two are broadcast."""
+        return self.page_table[slots, positions // self.page_size] * self.page_size + positions % self.page_size
 
 
 def _arena(model: ModelConfig, dtype: torch.dtype, num_pages: int, page_size: int) -> Tensor:
-    """Pages of zeros, `[layers, 2, pages, page_size, kv_heads, head_dim]`.
-
-    numpy's zeros are not touched before they are used, so a large pool costs nothing until it fills. They must be
-    zeros: attention reads the unwritten end of a page and multiplies it by zero, which garbage may survive.
-    """
-    shape = (model.num_layers, 2, num_pages, page_size, model.num_kv_heads, model.head_dim)
-    return torch.from_numpy(np.zeros(shape, np.uint16 if dtype.itemsize == 2 else np.uint32)).view(dtype)
+    """Pages that hold anything. Memory is not touched before it is used: a large pool costs nothing until it fills."""
+    return torch.empty(model.num_layers, 2, num_pages, page_size, model.num_kv_heads, model.head_dim, dtype=dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +76,14 @@ class _DecodeGroup:
     """Rows with one token each and contexts of similar length."""
 
     tokens: slice | Tensor
-    pages: Tensor
-    length: int
+    places: Tensor
     mask: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
 class _PrefillRow:
     tokens: slice
-    pages: Tensor
-    start: int
+    places: Tensor
     mask: Tensor | None
 
 
@@ -115,8 +106,7 @@ class PagedAttention:
         slots = torch.from_numpy(np.repeat([row.slot for row in rows], counts))
         self.positions = torch.from_numpy(np.concatenate([np.arange(row.start, row.end) for row in rows]))
         self.token_ids = state.token_pool[slots, self.positions]
-        pages = state.page_table[slots, self.positions // state.page_size]
-        self._places = pages * state.page_size + self.positions % state.page_size
+        self._places = state.places(slots, self.positions)
         num_single = next((i for i, row in enumerate(rows) if row.count > 1), len(rows))
         self._groups = self._group(rows[:num_single])
         self._prefills = [
@@ -128,13 +118,19 @@ class PagedAttention:
         ops.write_kv(cache, k, v, self._places)
         if len(self._groups) == 1 and not self._prefills:
             group = self._groups[0]
-            return ops.decode_attention(q, cache, group.pages, group.length, group.mask)
+            return ops.decode_attention(q, cache, group.places, group.mask)
         out = torch.empty_like(q)
         for group in self._groups:
-            out[group.tokens] = ops.decode_attention(q[group.tokens], cache, group.pages, group.length, group.mask)
+            out[group.tokens] = ops.decode_attention(q[group.tokens], cache, group.places, group.mask)
         for row in self._prefills:
-            out[row.tokens] = ops.prefill_attention(q[row.tokens], cache, row.pages, row.start, row.mask)
+            out[row.tokens] = ops.prefill_attention(q[row.tokens], cache, row.places, row.mask)
         return out
+
+    def finite(self) -> Tensor:
+        """Whether each row's KV is finite, `[R]`. A token's that is not can spoil tokens before it, if at all, only in
+        the layers after, where it spoils the row's last token as well: that one's in the last layer tells of all."""
+        last = self._state.kv[-1].flatten(1, 2)[:, self._places[self.ends - 1]]
+        return last.isfinite().all((0, 2, 3))
 
     def _group(self, rows: Sequence[Row]) -> list[_DecodeGroup]:
         """Groups rows whose contexts have the same power of two of pages: at most half of a gather is padding."""
@@ -144,26 +140,26 @@ class PagedAttention:
             by_size.setdefault((num_pages - 1).bit_length(), []).append(index)
         groups = []
         for members in by_size.values():
-            lengths = torch.tensor([rows[i].end for i in members])
-            length = int(lengths.max())
-            slots = torch.tensor([rows[i].slot for i in members])
-            pages = self._state.page_table[slots, : -(-length // self._state.page_size)]
-            # Entries behind a row's own pages are left from earlier calls: valid pages, behind the mask.
+            lengths = torch.tensor([[rows[i].end] for i in members])
+            slots = torch.tensor([[rows[i].slot] for i in members])
+            positions = torch.arange(int(lengths.max()))
+            # What lies behind a row's end may be another call's: there its own last place is repeated.
+            places = self._state.places(slots, positions.minimum(lengths - 1))
             tokens = slice(0, len(rows)) if len(members) == len(rows) else torch.tensor(members)
-            groups.append(_DecodeGroup(tokens, pages, length, self._decode_mask(lengths, length)))
+            groups.append(_DecodeGroup(tokens, places, self._decode_mask(lengths, positions)))
         return groups
 
-    def _decode_mask(self, lengths: Tensor, length: int) -> Tensor | None:
-        if self._window is None and bool((lengths == length).all()):
+    def _decode_mask(self, lengths: Tensor, positions: Tensor) -> Tensor | None:
+        if self._window is None and bool((lengths == len(positions)).all()):
             return None
-        return self._mask(torch.arange(length), lengths[:, None] - 1)[:, None, None]
+        return self._mask(positions, lengths - 1)[:, None, None]
 
     def _prefill(self, row: Row, end: int) -> _PrefillRow:
-        pages = self._state.page_table[row.slot, : -(-row.end // self._state.page_size)]
+        positions = torch.arange(row.end)
         mask = None
         if row.start > 0 or (self._window is not None and row.end > self._window):
-            mask = self._mask(torch.arange(row.end), torch.arange(row.start, row.end)[:, None])
-        return _PrefillRow(slice(end - row.count, end), pages, row.start, mask)
+            mask = self._mask(positions, positions[row.start :, None])
+        return _PrefillRow(slice(end - row.count, end), self._state.places(torch.tensor(row.slot), positions), mask)
 
     def _mask(self, keys: Tensor, queries: Tensor) -> Tensor:
         """Zero where a query position may look at a key position, minus infinity elsewhere."""

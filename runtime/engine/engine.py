@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import torch
@@ -170,7 +171,7 @@ class Engine:
             return [self.runner.forward(rows)]
         except Exception as error:
             if len(rows) == 1:
-                self._fail(rows[0], error, failed)
+                failed[rows[0].call_id] = _reason(error)
                 return []
         middle = len(rows) // 2
         return self._forward(rows[:middle], failed) + self._forward(rows[middle:], failed)
@@ -183,7 +184,7 @@ class Engine:
                 step.launched.append(self.runner.sample(forward, self._sampling_calls(forward, step)))
             except Exception as error:
                 if len(forward.rows) == 1:
-                    self._fail(forward.rows[0], error, step.failed)
+                    step.failed[forward.rows[0].call_id] = _reason(error)
                     continue
                 middle = len(forward.rows) // 2
                 for half in (forward.rows[:middle], forward.rows[middle:]):
@@ -191,9 +192,11 @@ class Engine:
 
     def _without_ended_calls(self, forward: Forward, step: _Step) -> Forward:
         """A call may have ended since its row was launched: there is nobody left to sample for."""
-        rows = [row for row in forward.rows if row.sample]
-        keep = [i for i, row in enumerate(rows) if not step.calls[row.call_id].ended]
-        return forward if len(keep) == len(rows) else Forward(tuple(rows[i] for i in keep), forward.logits[keep])
+        live = [not step.calls[row.call_id].ended for row in forward.rows]
+        if all(live):
+            return forward
+        sampling = [is_live for row, is_live in zip(forward.rows, live, strict=True) if row.sample]
+        return Forward(tuple(compress(forward.rows, live)), forward.logits[sampling], forward.finite[live])
 
     def _sampling_calls(self, forward: Forward, step: _Step) -> dict[str, SamplingCall]:
         """How to sample for each call, with the tokens that its grammar allows now."""
@@ -210,10 +213,6 @@ class Engine:
         bitmask = torch.full((1, words), -1, dtype=torch.int32)
         return bitmask[0] if matcher.fill(bitmask, 0) else None
 
-    def _fail(self, row: Row, error: Exception, failed: dict[str, str]) -> None:
-        failed[row.call_id] = f"computing the call failed: {type(error).__name__}: {error}"
-        self.runner.state.scrub(row)
-
     def _commit(self, step: _Step) -> list[Event]:
         """Brings the tokens of a step to the scheduler."""
         tokens = [token for launched in step.launched for token in self.runner.collect(launched)]
@@ -224,12 +223,12 @@ class Engine:
         for token in tokens:
             if token.token_id < 0:
                 error = ArithmeticError("the model's output is not finite; check the weights, or use dtype float32")
-                self._fail(token.row, error, step.failed)
+                step.failed[token.row.call_id] = _reason(error)
             elif not (call := step.calls[token.row.call_id]).ended:
                 try:
                     outputs.append(self._output(token, call))
                 except Exception as error:
-                    self._fail(token.row, error, step.failed)
+                    step.failed[token.row.call_id] = _reason(error)
         result = StepResult(step.plan.step_id, duration, tuple(outputs), tuple(step.failed.items()))
         return self._with_last_text(self.scheduler.complete(result, self._clock()))
 
@@ -249,3 +248,7 @@ class Engine:
                 call.ended = True
                 events[index] = replace(event, text=call.text.finish())
         return events
+
+
+def _reason(error: Exception) -> str:
+    return f"computing the call failed: {type(error).__name__}: {error}"

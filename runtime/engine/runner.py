@@ -26,24 +26,29 @@ class SamplingCall:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """A launched forward pass. `logits` has a row for each of the `rows` that sample, in order."""
+    """A launched forward pass. `logits` has a row for each of the `rows` that sample, in order.
+
+    `finite`, `[len(rows)]`, says of each row whether its KV is.
+    """
 
     rows: tuple[Row, ...]
     logits: Tensor
+    finite: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """Sampled tokens on their way to the host: `rows` are those that sample."""
+    """Sampled tokens of those `rows` that sample, and which rows have finite KV, on their way to the host."""
 
     rows: tuple[Row, ...]
     sampled: Sampled
+    finite: Tensor
     ready: Event
 
 
 @dataclass(frozen=True, slots=True)
 class RowToken:
-    """What a row sampled; -1 if its logits were not finite."""
+    """What a row sampled; -1 if its logits, or the KV of a row that does not sample, were not finite."""
 
     row: Row
     token_id: int
@@ -63,7 +68,8 @@ class Runner:
         """Computes KV of the rows' tokens and logits of their last ones. Repeating it does no harm."""
         attention = PagedAttention(self.state, rows, self.decoder.dtype, self.decoder.config.sliding_window)
         wanted = torch.from_numpy(attention.ends[[row.sample for row in rows]] - 1)
-        return Forward(tuple(rows), self.decoder.forward(attention.token_ids, attention, wanted))
+        logits = self.decoder.forward(attention.token_ids, attention, wanted)
+        return Forward(tuple(rows), logits, attention.finite())
 
     @torch.inference_mode()
     def sample(self, forward: Forward, calls: Mapping[str, SamplingCall]) -> Launched:
@@ -83,14 +89,16 @@ class Runner:
         sampled = sample(forward.logits, requests)
         inside = [i for i, row in enumerate(rows) if row.end < pool.shape[1]]
         pool[[rows[i].slot for i in inside], [rows[i].end for i in inside]] = sampled.tokens[inside].clamp(min=0)
-        return Launched(rows, sampled, self.device.record())
+        return Launched(forward.rows, sampled, forward.finite, self.device.record())
 
     def collect(self, launched: Launched) -> list[RowToken]:
-        """Waits for the tokens of a step and brings them to the host."""
+        """Waits for a step, and brings to the host what its rows sampled, and which others are not finite."""
         launched.ready.wait()
         tokens = launched.sampled.tokens.tolist()
         logprobs = launched.sampled.logprobs
+        sampling = [row for row in launched.rows if row.sample]
+        finite = launched.finite.tolist()
         return [
             RowToken(row, token, token_logprob(token, logprobs[i]) if i in logprobs and token >= 0 else None)
-            for i, (row, token) in enumerate(zip(launched.rows, tokens, strict=True))
-        ]
+            for i, (row, token) in enumerate(zip(sampling, tokens, strict=True))
+        ] + [RowToken(row, -1, None) for row, ok in zip(launched.rows, finite, strict=True) if not (ok or row.sample)]

@@ -22,44 +22,45 @@ def naive_attention(q, keys, values, visible):
     return torch.einsum("ht,thd->hd", scores.softmax(-1), values).float()
 
 
-def paged_context(length, generator):
-    """A cache with garbage everywhere but in the pages of one context, which lie in random order."""
-    cache = torch.randn(2, PAGES, PAGE, KV_HEADS, SIZE, generator=generator) * 100
-    pages = torch.randperm(PAGES, generator=generator)[: -(-length // PAGE)]
-    keys, values = torch.randn(2, length, KV_HEADS, SIZE, generator=generator)
-    places = pages[torch.arange(length) // PAGE] * PAGE + torch.arange(length) % PAGE
-    ops.write_kv(cache, keys, values, places)
-    return cache, pages, keys, values
+def paged_contexts(lengths, generator):
+    """A cache with NaN everywhere but in some contexts, whose pages lie in random order; and of each its places, keys
+    and values."""
+    cache = torch.full((2, len(lengths) * PAGES, PAGE, KV_HEADS, SIZE), math.nan)
+    order = torch.randperm(cache.shape[1], generator=generator).view(len(lengths), PAGES)
+    contexts = []
+    for length, pages in zip(lengths, order, strict=True):
+        keys, values = torch.randn(2, length, KV_HEADS, SIZE, generator=generator)
+        places = pages[torch.arange(length) // PAGE] * PAGE + torch.arange(length) % PAGE
+        ops.write_kv(cache, keys, values, places)
+        contexts.append((places, keys, values))
+    return cache, contexts
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 2**30))
 @settings(max_examples=40, deadline=None)
 def test_decode_attention(lengths, seed):
     generator = torch.Generator().manual_seed(seed)
-    cache = torch.randn(2, 5 * PAGES, PAGE, KV_HEADS, SIZE, generator=generator)
-    order = torch.randperm(5 * PAGES, generator=generator)
+    cache, contexts = paged_contexts(lengths, generator)
     longest = max(lengths)
-    width = -(-longest // PAGE)
     q = torch.randn(len(lengths), KV_HEADS * GROUP, SIZE, generator=generator)
-    pages = order[: len(lengths) * width].view(len(lengths), width)
+    padded = torch.stack([torch.cat((places, places[-1:].expand(longest - len(places)))) for places, _, _ in contexts])
     hidden = torch.arange(longest) >= torch.tensor(lengths)[:, None]
     mask = torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)[:, None, None]
-    out = ops.decode_attention(q, cache, pages, longest, mask if hidden.any() else None)
-    for row in range(len(lengths)):
-        keys, values = (side[pages[row]].flatten(0, 1)[:longest] for side in cache)
-        expected = naive_attention(q[row], keys, values, ~hidden[row])
+    out = ops.decode_attention(q, cache, padded, mask if hidden.any() else None)
+    for row, (_, keys, values) in enumerate(contexts):
+        expected = naive_attention(q[row], keys, values, torch.ones(len(keys), dtype=torch.bool))
         torch.testing.assert_close(out[row], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("start", "count"), [(0, 1), (0, 7), (0, 40), (5, 1), (5, 9), (16, 16), (33, 7)])
 def test_prefill_attention(start, count):
     generator = torch.Generator().manual_seed(start * 100 + count)
-    cache, pages, keys, values = paged_context(start + count, generator)
+    cache, [(places, keys, values)] = paged_contexts([start + count], generator)
     q = torch.randn(count, KV_HEADS * GROUP, SIZE, generator=generator)
     positions = torch.arange(start + count)
     hidden = positions > torch.arange(start, start + count)[:, None]
     mask = torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf) if start else None
-    out = ops.prefill_attention(q, cache, pages, start, mask)
+    out = ops.prefill_attention(q, cache, places, mask)
     for index in range(count):
         expected = naive_attention(q[index], keys, values, ~hidden[index])
         torch.testing.assert_close(out[index], expected, rtol=1e-4, atol=1e-5)
