@@ -13,9 +13,12 @@ from treadle.runtime.errors import InvalidRequestError
 from treadle.scheduler.policies import Books
 from treadle.scheduler.spread import Spreads
 
+FIELDS = ("pauses", "outputs", "durations")
+"""Those of the books that are kept."""
+
 
 class LearnedFile:
-    """What a scheduler's books say of pauses and outputs: filled in from a file at once, and put back by `save`.
+    """What a scheduler's books have learned: filled in from a file at once, and put back by `save`.
 
     Two engines may share a file: the last to close wins, and what the other has learned meanwhile is lost.
 
@@ -41,16 +44,17 @@ class LearnedFile:
     def save(self) -> None:
         """Puts what the books know now in the place of the file, as a whole or not at all. Warns if that fails."""
         try:
-            _replace(self._path, {"pauses": self._books.pauses.to_json(), "outputs": self._books.outputs.to_json()})
+            _replace(self._path, {name: getattr(self._books, name).to_json() for name in FIELDS})
         except OSError as error:
             text = f"{self._path}: what was learned could not be kept: {error.strerror}"
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     def _fill(self, values: object) -> None:
-        if not isinstance(values, dict) or values.keys() != {"pauses", "outputs"}:
-            raise ValueError("it does not have the fields pauses and outputs")
-        self._books.pauses = Spreads.from_json(values["pauses"])
-        self._books.outputs = Spreads.from_json(values["outputs"])
+        if not isinstance(values, dict) or values.keys() != set(FIELDS):
+            raise ValueError(f"its fields are not {', '.join(FIELDS)}")
+        spreads = {name: Spreads.from_json(values[name]) for name in FIELDS}
+        for name, learned in spreads.items():
+            setattr(self._books, name, learned)
 
 
 def _replace(path: Path, values: object) -> None:

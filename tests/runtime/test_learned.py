@@ -14,6 +14,7 @@ from treadle.runtime.errors import EngineClosedError, InvalidRequestError
 TINY = "random:tiny-llama"
 CONFIG = EngineConfig(dtype="float32", num_pages=256, page_size=4)
 NOTHING = {"version": 1, "all": [], "names": []}
+EMPTY = {"pauses": NOTHING, "outputs": NOTHING, "durations": NOTHING}
 
 
 async def run(path, *lengths):
@@ -95,8 +96,8 @@ async def test_the_file_is_the_one_that_was_meant_at_the_start(tmp_path, monkeyp
         b"[" * 100_000,
         b"[]",
         json.dumps({"pauses": NOTHING}).encode(),
-        json.dumps({"pauses": NOTHING, "outputs": {**NOTHING, "version": 2}}).encode(),
-        json.dumps({"pauses": NOTHING, "outputs": {**NOTHING, "all": [[0, float("nan"), 1]]}}).encode(),
+        json.dumps({**EMPTY, "outputs": {**NOTHING, "version": 2}}).encode(),
+        json.dumps({**EMPTY, "outputs": {**NOTHING, "all": [[0, float("nan"), 1]]}}).encode(),
     ],
     ids=["empty", "no text", "deep", "a list", "half", "version 2", "not a number"],
 )

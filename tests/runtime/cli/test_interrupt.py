@@ -145,7 +145,7 @@ def test_what_was_learned_until_then_is_kept(tmp_path):
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, stderr
-    assert [row[:2] for row in json.loads(kept.read_text())["outputs"]["names"]] == [["word", ""]]
+    assert [row[:2] for row in json.loads(kept.read_text())["outputs"]["names"]] == [["word", "word"], ["word", ""]]
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 0.9, 1.2, 1.4])
