@@ -62,10 +62,20 @@ def _panel(panel: Axes, results: Sequence[Result], points: Sequence[Point], valu
 
 def _labels(points: Sequence[Point]) -> list[str]:
     """What tells the points apart; all there is to say where there is only one."""
-    names = {"pool": "pool {:,}", "host": "host {:,}", "programs": "{} at once", "per_hour": "{:g} an hour"}
+    names = {"pool": "pool {}", "host": "host {}", "programs": "{} at once", "per_hour": "{:g} an hour"}
     values = {name: [getattr(point, name) for point in points] for name in names}
     told = [name for name in names if len(points) == 1 or len(set(values[name])) > 1]
     return [
-        "\n".join(names[name].format(value) for name in told if (value := getattr(point, name)) is not None)
+        "\n".join(
+            names[name].format(_short(value) if name in ("pool", "host") else value)
+            for name in told
+            if (value := getattr(point, name)) is not None
+        )
         for point in points
     ]
+
+
+def _short(tokens: int) -> str:
+    """Tokens in three digits: 500K, 1.25M."""
+    value, unit = (tokens / 1e6, "M") if tokens >= 999_500 else (tokens / 1e3, "K")
+    return f"{value:.3g}{unit}"
