@@ -260,17 +260,15 @@ class _Draft:
         self.step_id = step_id
         self.budget = budget
         self.copies: list[tuple[int, int]] = []
-        self._calls: dict[str, Call] = {}
-        self._decoding: list[Row] = []
-        self._prefilling: list[Row] = []
-        self._decoding_calls: list[Call] = []
-        self._prefilling_calls: list[Call] = []
+        self._ids: set[str] = set()
+        self._decoding: list[tuple[Row, Call]] = []
+        self._prefilling: list[tuple[Row, Call]] = []
         self._token_writes: list[TokenWrite] = []
         self._page_writes: list[PageWrite] = []
 
     @property
     def is_empty(self) -> bool:
-        return not self._calls
+        return not self._ids
 
     @property
     def prefills(self) -> bool:
@@ -280,13 +278,13 @@ class _Draft:
     @property
     def only_decodes(self) -> bool:
         """Whether every row computes one token and samples the next."""
-        return bool(self._decoding) and not self._prefilling and all(row.sample for row in self._decoding)
+        return bool(self._decoding) and not self._prefilling and all(row.sample for row, _ in self._decoding)
 
     def calls(self) -> list[Call]:
-        return self._decoding_calls + self._prefilling_calls
+        return [call for _, call in self._decoding + self._prefilling]
 
     def has(self, call: Call) -> bool:
-        return call.id in self._calls
+        return call.id in self._ids
 
     def add(self, call: Call, count: int) -> None:
         """Gives a call a row, with what the engine does not know of its slot."""
@@ -299,13 +297,8 @@ class _Draft:
         start = call.num_planned_tokens
         sample = start + count == call.num_tokens and not call.open
         row = Row(call.id, call.slot, start, count, sample)
-        self._calls[call.id] = call
-        if count == 1:
-            self._decoding.append(row)
-            self._decoding_calls.append(call)
-        else:
-            self._prefilling.append(row)
-            self._prefilling_calls.append(call)
+        self._ids.add(call.id)
+        (self._decoding if count == 1 else self._prefilling).append((row, call))
         call.num_planned_tokens += count
         call.num_pending += sample
         self.budget -= count
@@ -320,11 +313,11 @@ class _Draft:
     def finish(
         self, saves: tuple[tuple[int, int], ...], loads: tuple[tuple[int, int], ...], repeat: int, valid_until: float
     ) -> tuple[StepPlan, list[Call]] | None:
-        if not self._calls and not saves and not loads:
+        if self.is_empty and not saves and not loads:
             return None
         plan = StepPlan(
             self.step_id,
-            (*self._decoding, *self._prefilling),
+            tuple(row for row, _ in self._decoding + self._prefilling),
             tuple(self.copies),
             tuple(self._token_writes),
             tuple(self._page_writes),
