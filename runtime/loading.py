@@ -16,6 +16,7 @@ from treadle.runtime.threads import run_in_daemon
 if TYPE_CHECKING:
     import torch
 
+    from treadle.kernels.int4 import Int4Matrix
     from treadle.runtime.models.checkpoint import Checkpoint
     from treadle.runtime.text.tokenizer import Tokenizer
 
@@ -64,6 +65,10 @@ class StoppableCheckpoint:
     def tensor(self, name: str) -> torch.Tensor:
         self._check()
         return self._checkpoint.tensor(name)
+
+    def int4(self, name: str) -> Int4Matrix | None:
+        self._check()
+        return self._checkpoint.int4(name)
 
 
 async def load_in_thread(load: Callable[[Check], T], close: Callable[[T], object]) -> T:

@@ -1,4 +1,4 @@
-"""GGML blocks to float32. The common 32-element blocks are done by torch, the others by the `gguf` package.
+"""GGML blocks to float32, or to codes. The common 32-element blocks are done by torch, the others by `gguf`.
 
 One block of 32 weights, quantised as in ggml-quants.c (low nibbles first: weights 0..15, then 16..31):
 
@@ -9,12 +9,17 @@ One block of 32 weights, quantised as in ggml-quants.c (low nibbles first: weigh
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize as gguf_dequantize
 
-_BLOCK = 32
+from treadle.kernels.int4 import GROUP, Int4Matrix
+
+INT4_QUANTIZATIONS = ("Q4_0", "Q4_1")
+"""Element types that `read_int4` reads."""
 
 
 def dequantize(
@@ -22,7 +27,7 @@ def dequantize(
 ) -> torch.Tensor:
     """The float32 tensor of `shape` that `data`, the stored bytes, stands for. It never aliases `data`.
 
-    Equal, bit for bit, to the `gguf` package's `dequantize`, which takes about four times as long.
+    Equal to what the `gguf` package's `dequantize` makes of it, which takes about four times as long.
     """
     owned = torch.from_numpy(data.copy())
     match quantization:
@@ -32,10 +37,8 @@ def dequantize(
             return owned.view(torch.float16).float().view(shape)
         case "BF16":
             return owned.view(torch.bfloat16).float().view(shape)
-        case "Q4_0":
-            return _q4_0(owned.view(-1, 18)).view(shape)
-        case "Q4_1":
-            return _q4_1(owned.view(-1, 20)).view(shape)
+        case "Q4_0" | "Q4_1":
+            return read_int4(data, quantization, shape).dequantize()
         case "Q8_0":
             return _q8_0(owned.view(-1, 34)).view(shape)
         case _:
@@ -44,26 +47,21 @@ def dequantize(
             return torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32)).view(shape)
 
 
+def read_int4(
+    data: np.ndarray[tuple[int], np.dtype[np.uint8]], quantization: str, shape: tuple[int, ...]
+) -> Int4Matrix:
+    """The codes, scales and minima of the Q4_0 or Q4_1 blocks in `data`, which it never aliases."""
+    groups = (*shape[:-1], shape[-1] // GROUP)
+    blocks = torch.from_numpy(data.copy()).view(math.prod(groups), -1)
+    scales, nibbles = _halves(blocks, 0), blocks[:, -GROUP // 2 :]
+    minima = scales * -8 if quantization == "Q4_0" else _halves(blocks, 2)
+    codes = torch.cat((nibbles & 0x0F, nibbles >> 4), -1)
+    return Int4Matrix(codes.view(shape), scales.view(groups), minima.view(groups))
+
+
 def _halves(blocks: torch.Tensor, start: int) -> torch.Tensor:
     """The float16 at byte `start` of each block, as float32 `[num_blocks, 1]`."""
     return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
-
-
-def _nibbles(packed: torch.Tensor) -> torch.Tensor:
-    """`[num_blocks, 16]` bytes to `[num_blocks, 32]` float32 in 0..15."""
-    weights = torch.empty(packed.shape[0], _BLOCK)
-    weights[:, :16] = packed & 0x0F
-    weights[:, 16:] = packed >> 4
-    return weights
-
-
-def _q4_0(blocks: torch.Tensor) -> torch.Tensor:
-    return _nibbles(blocks[:, 2:]).sub_(8).mul_(_halves(blocks, 0))
-
-
-def _q4_1(blocks: torch.Tensor) -> torch.Tensor:
-    # NOTE: not addcmul_, which may fuse and then differs from the reference in the last bit.
-    return _nibbles(blocks[:, 4:]).mul_(_halves(blocks, 0)).add_(_halves(blocks, 2))
 
 
 def _q8_0(blocks: torch.Tensor) -> torch.Tensor:

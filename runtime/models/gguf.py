@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from treadle.runtime.errors import CorruptModelError, UnsupportedModelError
 from treadle.runtime.models.config import ModelConfig, RopeScaling
-from treadle.runtime.models.gguf_file import GGUFFile, MetadataValue
+from treadle.runtime.models.gguf_file import GGUFFile, MetadataValue, TensorInfo
 from treadle.runtime.models.layout import check_tensors
 
 if TYPE_CHECKING:
     import torch
+
+    from treadle.kernels.int4 import Int4Matrix
 
 SUPPORTED_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Values of `general.architecture` that Treadle runs; Mistral models are stored as `llama`."""
@@ -43,10 +45,10 @@ _UNUSED = re.compile(r"blk\.\d+\.attn_rot_embd\.weight|rope_freqs\.weight")
 
 
 class GGUFCheckpoint:
-    """A model in a GGUF file, as a `Checkpoint`: every tensor comes out as float32.
+    """A model in a GGUF file, as a `Checkpoint`: `tensor` gives float32.
 
     The converter of llama.cpp stores the query and key rows of Llama models permuted, for rotary pairs that lie side
-    by side; `tensor` puts them back in the order that Hugging Face uses. Raises as `GGUFFile` does, and
+    by side; reading puts them back in the order that Hugging Face uses. Raises as `GGUFFile` does, and
     `UnsupportedModelError` for an architecture that Treadle cannot run.
     """
 
@@ -70,16 +72,33 @@ class GGUFCheckpoint:
         """One tensor in float32. Raises `CorruptModelError` if the model has none of this name."""
         from treadle.runtime.models.dequantize import dequantize
 
+        info = self._info(name)
+        return self._in_order(name, dequantize(self.file.raw(info.name), info.quantization, info.shape))
+
+    def int4(self, name: str) -> Int4Matrix | None:
+        """The codes of a matrix in Q4_0 or Q4_1. Raises `CorruptModelError` if the model has none of this name."""
+        from treadle.kernels.int4 import Int4Matrix
+        from treadle.runtime.models.dequantize import INT4_QUANTIZATIONS, read_int4
+
+        info = self._info(name)
+        if info.quantization not in INT4_QUANTIZATIONS:
+            return None
+        stored = read_int4(self.file.raw(info.name), info.quantization, info.shape)
+        return Int4Matrix(*(self._in_order(name, part) for part in stored))
+
+    def _info(self, name: str) -> TensorInfo:
         if name not in self._shapes:
             raise CorruptModelError(f"{self.file.path}: the model has no tensor {name!r}.")
-        info = self.file.tensors[stored_name(name)]
-        weights = dequantize(self.file.raw(info.name), info.quantization, info.shape)
+        return self.file.tensors[stored_name(name)]
+
+    def _in_order(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """The rows of a tensor in the order that Hugging Face uses."""
         if self.config.architecture == "llama":
             if ".q_proj." in name:
-                return unpermute(weights, self.config.num_heads)
+                return unpermute(rows, self.config.num_heads)
             if ".k_proj." in name:
-                return unpermute(weights, self.config.num_kv_heads)
-        return weights
+                return unpermute(rows, self.config.num_kv_heads)
+        return rows
 
     def _refuse_unknown_tensors(self) -> None:
         """A tensor left unread would be a part of the model left out, and wrong answers without a word."""

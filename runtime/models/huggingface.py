@@ -15,6 +15,8 @@ from treadle.runtime.models.layout import Shape, check_tensors
 if TYPE_CHECKING:
     import torch
 
+    from treadle.kernels.int4 import Int4Matrix
+
 SUPPORTED_TYPES = ("F32", "F16", "BF16")
 """Element types that Treadle takes from safetensors, by their safetensors names."""
 
@@ -49,6 +51,10 @@ class HuggingFaceCheckpoint:
         if name not in self._shapes:
             raise CorruptModelError(f"{self.folder}: the model has no tensor {name!r}.")
         return self._shards.read(name)
+
+    def int4(self, name: str) -> Int4Matrix | None:
+        """None: no matrix is stored in 4 bits."""
+        return None
 
     def _refuse_unknown_tensors(self, stored: Collection[str]) -> None:
         """A tensor left unread would be a part of the model left out, and wrong answers without a word."""

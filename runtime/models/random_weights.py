@@ -17,6 +17,8 @@ from treadle.runtime.models.layout import Shape, tensor_shapes
 if TYPE_CHECKING:
     import torch
 
+    from treadle.kernels.int4 import Int4Matrix
+
 _NOISE = 0.02
 
 
@@ -48,6 +50,10 @@ class RandomCheckpoint:
             return self._noise(name, shape, 1 / math.sqrt(shape[1]))
         noise = self._noise(name, shape, _NOISE)
         return noise if name.endswith(".bias") else noise.add_(1.0)
+
+    def int4(self, name: str) -> Int4Matrix | None:
+        """None: no matrix is made in 4 bits."""
+        return None
 
     def _noise(self, name: str, shape: Shape, std: float) -> torch.Tensor:
         """Uniform noise from 16 random bits a weight: over twice as fast as normal noise, for models of billions."""
