@@ -25,6 +25,7 @@ from treadle.runtime.engine.build import build_engine
 from treadle.runtime.engine.config import DTYPES, EngineConfig, torch_dtype
 from treadle.runtime.engine.engine import Engine
 from treadle.runtime.loading import open_model
+from treadle.runtime.models.config import WEIGHTS
 from treadle.scheduler import CallFinished, OpenProgram, SamplingParams, SubmitCall, TokensOut
 
 BATCHES = (1, 4, 16, 64)
@@ -95,7 +96,13 @@ class Workload:
 def first_token_seconds(args: argparse.Namespace) -> float:
     """From the start of a `treadle generate` process to the first byte that it prints."""
     command = [sys.executable, "-m", "treadle.runtime.cli.main", "generate", "--model", args.model, "--max-tokens", "1"]
-    command += ["--dtype", args.dtype, *(["--threads", str(args.threads)] if args.threads else [])]
+    command += [
+        "--dtype",
+        args.dtype,
+        "--weights",
+        args.weights,
+        *(["--threads", str(args.threads)] if args.threads else []),
+    ]
     # A model without a tokenizer takes and gives token ids.
     command += ["--ids", "1 2 3 4 5"] if args.model.startswith("random:") else [START_PROMPT]
     start = time.perf_counter()
@@ -120,7 +127,7 @@ def measure_engine(args: argparse.Namespace, report: Report, repeats: int) -> No
     """Decode and prefill figures. Sizes that the model's context cannot hold are left out."""
     checkpoint, _ = open_model(args.model, pull=True)
     # Nothing is to be found in the tree, but pages go through it as they do in service.
-    config = EngineConfig(dtype=args.dtype, num_threads=args.threads)
+    config = EngineConfig(dtype=args.dtype, weights=args.weights, num_threads=args.threads)
     engine = build_engine(checkpoint, None, config)
     work = Workload(engine, checkpoint.config.vocab_size)
     batches, prompt, new = ((1, 4), 16, 8) if args.quick else (BATCHES, DECODE_PROMPT, DECODE_NEW)
@@ -137,13 +144,15 @@ def main() -> None:
     options = parser((__doc__ or "").partition("\n")[0])
     options.add_argument("--model", default="smollm2", help="name, path or random:SHAPE (default: smollm2)")
     options.add_argument("--dtype", choices=DTYPES, default="auto", help="element type (default: auto)")
+    options.add_argument("--weights", choices=WEIGHTS, default="auto", help="which are in 4 bits (default: auto)")
     options.add_argument("--threads", type=int, help="threads for tensor operations (default: torch's)")
     args = options.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     dtype = str(torch_dtype(args.dtype)).removeprefix("torch.")
     repeats = 1 if args.quick else REPEATS
-    common = {"model": args.model, "dtype": dtype, "threads": torch.get_num_threads(), "repeats": repeats}
+    common = {"model": args.model, "dtype": dtype, "weights": args.weights, "threads": torch.get_num_threads()}
+    common["repeats"] = repeats
     report = Report(common, as_json=args.json)
     measure_engine(args, report, repeats)
     # The first process also brings the files into memory: it is the warm-up.

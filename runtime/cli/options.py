@@ -7,6 +7,7 @@ import secrets
 from typing import TypeAlias, cast
 
 from treadle.runtime.engine.config import DTYPES, DType, EngineConfig
+from treadle.runtime.models.config import WEIGHTS, Weights
 from treadle.scheduler import SamplingParams
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -20,6 +21,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Adds what sets up the engine."""
     group = parser.add_argument_group("engine")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="element type of weights and KV (default: auto)")
+    group.add_argument(
+        "--weights", choices=WEIGHTS, default="auto", help="which are kept in 4 bits (default: auto, those stored so)"
+    )
     group.add_argument("--threads", type=int, metavar="N", help="threads for tensor operations (default: torch's)")
     group.add_argument("--kv-pages", type=int, metavar="N", help="pages of KV, 16 tokens each (default: by memory)")
     group.add_argument(
@@ -35,6 +39,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
     """The configuration that the engine options ask for. Raises `InvalidRequestError` for one that cannot be."""
     return EngineConfig(
         dtype=cast(DType, args.dtype),
+        weights=cast(Weights, args.weights),
         num_pages=args.kv_pages,
         host_pages=args.host_pages,
         max_context=args.max_context,

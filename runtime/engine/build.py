@@ -56,7 +56,9 @@ def build_engine(
         scheduler.limits.max_context,
         config.host_pages,
     )
-    decoder = load_decoder(checkpoint, dtype, device.torch_device, packed_weights=config.packed_weights)
+    decoder = load_decoder(
+        checkpoint, dtype, device.torch_device, weights=config.weights, packed_weights=config.packed_weights
+    )
     runner = Runner(decoder, state, device)
     overlap = device.runs_ahead if config.overlap is None else config.overlap
     compiler = build_compiler(tokenizer, model.vocab_size) if tokenizer is not None else None

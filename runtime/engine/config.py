@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from treadle.runtime.engine.cgroup import usable_memory
 from treadle.runtime.errors import InvalidRequestError
-from treadle.runtime.models.config import ModelConfig
+from treadle.runtime.models.config import WEIGHTS, ModelConfig, Weights
 from treadle.scheduler.config import Costs
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ class EngineConfig:
         prefix_cache: Whether calls share the pages of common prefixes.
         overlap: Whether a step is launched before the tokens of the one before are read. None: where the device
             works on its own; a CPU does not, so there it would only delay every token by a step.
+        weights: Which matrices of the layers are in 4 bits, which reads them faster when at most 8 tokens are computed.
+            `auto`: those that the checkpoint stores so (Q4_0, Q4_1), where this processor multiplies bfloat16 with
+            them, and that is the dtype; they are kept in bfloat16 too, for more tokens. `full`: none. `int4`: all, and
+            in bfloat16 too; others are rounded. `int4-only`: all, and not in bfloat16: least memory, slow prompts.
         packed_weights: Whether matrices are laid out for the processor when they are loaded. Only bfloat16 gains, and
             a head that is tied to the embedding is kept twice.
         learned: A file that keeps between runs how long pauses and outputs are: read, if it is there, when the engine
@@ -69,6 +73,7 @@ class EngineConfig:
     costs: Costs | None = None
     prefix_cache: bool = True
     overlap: bool | None = None
+    weights: Weights = "auto"
     packed_weights: bool = True
     learned: str | Path | None = None
     num_threads: int | None = None
@@ -82,6 +87,8 @@ class EngineConfig:
             raise InvalidRequestError(f"host_pages is {self.host_pages}; it must be at least 0")
         if self.dtype not in DTYPES:
             raise InvalidRequestError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+        if self.weights not in WEIGHTS:
+            raise InvalidRequestError(f"weights is {self.weights!r}; choose one of {', '.join(WEIGHTS)}")
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:

@@ -12,8 +12,9 @@ from torch import Tensor
 from treadle.kernels import reference as ops
 from treadle.kernels.linear import Linear
 from treadle.runtime.models.checkpoint import Checkpoint
-from treadle.runtime.models.config import ModelConfig
+from treadle.runtime.models.config import ModelConfig, Weights
 from treadle.runtime.models.rope import Rope
+from treadle.runtime.models.weights import Projection, WeightReader
 
 
 class Attention(Protocol):
@@ -32,13 +33,13 @@ class Layer:
     """The weights of one layer. Query, key and value projections are one matrix, and so are gate and up."""
 
     attention_norm: Tensor
-    qkv: Linear
+    qkv: Projection
     q_norm: Tensor | None
     k_norm: Tensor | None
-    o: Linear
+    o: Projection
     mlp_norm: Tensor
-    gate_up: Linear
-    down: Linear
+    gate_up: Projection
+    down: Projection
 
 
 class Decoder:
@@ -91,36 +92,41 @@ class Decoder:
 
 
 def load_decoder(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, packed_weights: bool = True
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    weights: Weights = "auto",
+    packed_weights: bool = True,
 ) -> Decoder:
-    """Reads all weights of a checkpoint into a decoder. Raises `CorruptModelError` for what is missing or damaged.
+    """Reads all weights of a checkpoint into a decoder.
 
-    `packed_weights` keeps the matrices in the layout that the processor multiplies fastest, where there is one.
+    Args:
+        checkpoint: What is read.
+        dtype: Of the weights that are not in 4 bits, and of everything computed.
+        device: Where the decoder is.
+        weights: Which matrices of the layers are kept in 4 bits.
+        packed_weights: Keep the others in the layout that the processor multiplies fastest, where there is one.
+
+    Raises `CorruptModelError` for what is missing or damaged, `InvalidRequestError` for what cannot be in 4 bits.
     """
     config = checkpoint.config
-
-    def read(*names: str) -> Tensor:
-        parts = [checkpoint.tensor(name).to(dtype) for name in names]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous().to(device)
-
-    def linear(*names: str, bias: bool) -> Linear:
-        weights, biases = ([f"{name}.{kind}" for name in names] for kind in ("weight", "bias"))
-        return Linear(read(*weights), read(*biases) if bias else None, packed=packed_weights)
+    reader = WeightReader(checkpoint, dtype, device, weights, packed=packed_weights)
 
     def layer(prefix: str) -> Layer:
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
         return Layer(
-            attention_norm=read(f"{prefix}.input_layernorm.weight"),
-            qkv=linear(*(f"{attention}.{x}_proj" for x in "qkv"), bias=config.qkv_bias),
-            q_norm=read(f"{attention}.q_norm.weight") if config.qk_norm else None,
-            k_norm=read(f"{attention}.k_norm.weight") if config.qk_norm else None,
-            o=linear(f"{attention}.o_proj", bias=config.o_bias),
-            mlp_norm=read(f"{prefix}.post_attention_layernorm.weight"),
-            gate_up=linear(f"{mlp}.gate_proj", f"{mlp}.up_proj", bias=config.mlp_bias),
-            down=linear(f"{mlp}.down_proj", bias=config.mlp_bias),
+            attention_norm=reader.tensor(f"{prefix}.input_layernorm.weight"),
+            qkv=reader.projection(*(f"{attention}.{x}_proj" for x in "qkv"), bias=config.qkv_bias),
+            q_norm=reader.tensor(f"{attention}.q_norm.weight") if config.qk_norm else None,
+            k_norm=reader.tensor(f"{attention}.k_norm.weight") if config.qk_norm else None,
+            o=reader.projection(f"{attention}.o_proj", bias=config.o_bias),
+            mlp_norm=reader.tensor(f"{prefix}.post_attention_layernorm.weight"),
+            gate_up=reader.projection(f"{mlp}.gate_proj", f"{mlp}.up_proj", bias=config.mlp_bias),
+            down=reader.projection(f"{mlp}.down_proj", bias=config.mlp_bias),
         )
 
-    embedding = read("model.embed_tokens.weight")
+    embedding = reader.tensor("model.embed_tokens.weight")
     layers = [layer(f"model.layers.{index}") for index in range(config.num_layers)]
-    head = embedding if config.tied_embeddings else read("lm_head.weight")
-    return Decoder(config, embedding, layers, read("model.norm.weight"), Linear(head, packed=packed_weights))
+    head = embedding if config.tied_embeddings else reader.tensor("lm_head.weight")
+    return Decoder(config, embedding, layers, reader.tensor("model.norm.weight"), reader.linear(head))

@@ -53,6 +53,18 @@ def test_what_is_learned_is_kept_in_a_file_on_request(treadle, tmp_path):
     assert done.stderr.startswith(f"treadle: error: {kept}: ") and "delete the file to begin anew" in done.stderr
 
 
+@pytest.mark.parametrize("weights", ["auto", "full"])
+def test_weights_are_kept_as_asked_for(treadle, weights):
+    done = treadle("generate", "The capital of France is", "--weights", weights, "--max-tokens", "3")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(" Paris")
+
+
+def test_weights_that_cannot_be_are_an_error_with_the_fix(treadle):
+    done = treadle(*TINY, "--weights", "int4", "--dtype", "float32", "1 2 3")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("treadle: error: weights is 'int4'") and "use weights='auto'" in done.stderr
+
+
 def test_logprobs_are_reported(treadle):
     report = json.loads(treadle(*TINY, "--json", "--logprobs", "2", "--max-tokens", "2", "1 2 3").stdout)
     assert [len(entry["top"]) for entry in report["logprobs"]] == [2, 2]

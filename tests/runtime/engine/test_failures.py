@@ -188,6 +188,17 @@ def test_sizes_below_one_are_refused(option):
         EngineConfig(**{option: 0})
 
 
+def test_unknown_weights_are_refused_with_the_choices():
+    with pytest.raises(InvalidRequestError, match="weights is 'int3'; choose one of auto, full, int4, int4-only"):
+        EngineConfig(weights="int3")
+
+
+@pytest.mark.parametrize("weights", ["int4", "int4-only"])
+def test_weights_in_4_bits_are_refused_in_float32(weights):
+    with pytest.raises(InvalidRequestError, match=f"weights is '{weights}': .* not for float32 on this cpu"):
+        Bench(weights=weights)
+
+
 def test_unknown_policies_are_refused_with_the_choices():
     with pytest.raises(InvalidRequestError, match="unknown order policy 'lifo'; choose one of atlas, continuum, fcfs"):
         Bench(order="lifo")

@@ -10,14 +10,22 @@ from support.engines import GREEDY, Bench
 from support.prompts import PROMPTS
 from support.reference import Agreement, reference_model
 
+from treadle.kernels.int4 import can_multiply_int4
 from treadle.runtime.config import cache_dir
 from treadle.runtime.engine.build import build_engine
 from treadle.runtime.engine.config import EngineConfig
 from treadle.runtime.models import open_checkpoint, resolve
+from treadle.runtime.models.config import WEIGHTS
 from treadle.runtime.text.chat_template import encode_chat
 from treadle.runtime.text.tokenizer import load_tokenizer
 
 MAX_TOKENS = 32
+CAN_INT4 = can_multiply_int4(torch.device("cpu"), torch.bfloat16)
+ANSWERS = {
+    "What is the capital of France?": "The capital of France is Paris.",
+    "What is 2+2?": "The answer to this classic math problem is 4.",
+}
+"""The real model's, in float32 and in bfloat16, right or wrong."""
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +69,16 @@ def ask(bench, tokenizer, call_id, question, max_tokens=40):
 
 
 @pytest.mark.parametrize("packed_weights", [True, False])
-def test_bfloat16_answers_like_float32(checkpoint, tokenizer, packed_weights):
+@pytest.mark.parametrize("weights", [*WEIGHTS] if CAN_INT4 else ["auto", "full"])
+def test_bfloat16_answers_like_float32(checkpoint, tokenizer, weights, packed_weights):
     """Not token-equal, by design; but the best token of float32 is the best of bfloat16 nearly always."""
-    config = EngineConfig(dtype="bfloat16", num_pages=512, packed_weights=packed_weights)
+    config = EngineConfig(dtype="bfloat16", num_pages=512, weights=weights, packed_weights=packed_weights)
     engine = build_engine(checkpoint, tokenizer, config)
     assert engine.runner.decoder.dtype is torch.bfloat16
-    outcome = ask(Bench(engine=engine), tokenizer, "call", "What is the capital of France?")
-    assert outcome.text == "The capital of France is Paris."
-    assert outcome.end.reason == "stop"
+    bench = Bench(engine=engine)
+    for question, answer in ANSWERS.items():
+        outcome = ask(bench, tokenizer, question, question)
+        assert (outcome.text, outcome.end.reason) == (answer, "stop")
 
 
 @pytest.mark.parametrize("before", ["Tell me a joke.", "What is 2+2?", "What is the capital of Germany?"])
