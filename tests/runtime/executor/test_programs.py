@@ -80,8 +80,9 @@ async def test_programs_in_a_hurry_go_before_those_that_have_time(fast_runtime):
             await write(name)
 
     options = {"waits": {"objective": "throughput"}, "plain": {}, "due": {"deadline": 60}}
+    options = {name: {"priority": 0, **each} for name, each in options.items()}
     async with fast_runtime(num_slots=1) as runtime:
-        async with program("first"):
+        async with program("first", priority=1):
             busy = write("others wait for it")
             async with asyncio.TaskGroup() as group:
                 for name, each in options.items():
