@@ -48,7 +48,8 @@ class ProgramGraph:
         if not self._remaining_s:
             after = dict.fromkeys(self._nodes, 0.0)
             for later, node in reversed(self._nodes.items()):
-                remaining = self._remaining_s[later] = after[later] + expected_s(node.declared)
+                own_s = expected_s(node.declared) if node.ended is None else 0.0
+                remaining = self._remaining_s[later] = after[later] + own_s
                 for needed in node.declared.inputs:
                     after[needed] = max(after[needed], remaining)
         return self._remaining_s[node_id]
