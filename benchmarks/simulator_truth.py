@@ -2,9 +2,10 @@
 
     python benchmarks/simulator_truth.py --model smollm2 --engine cpu-smollm2 --threads 1 --clock cpu
 
-The programs are conversations of a few turns with pauses of 0.2 to 2 seconds, on a pool too small for those that
-run at once. Lengths and pauses are given, so that both have the same work; tokens are what the model says. Compared are
-mean completion times, and their ratios between policies. Without `--engine` the model is calibrated first.
+The programs are conversations of a few turns with pauses of 0.2 to 2 seconds, on a pool too small for those that run
+at once. Lengths and pauses are given, so that both have the same work; tokens are what the model says. Compared are
+mean completion times, and their ratios between policies. Weights are in full: see `calibrate.py`. Without `--engine`
+the model is calibrated first.
 
 With `--clock cpu` a second is a second of the processor's work for this process, and pauses are skipped rather than
 slept: other processes on the same cores then do not count. It is of use with one thread only.
@@ -132,6 +133,7 @@ def run_live(
         None,
         EngineConfig(
             dtype=args.dtype,
+            weights="full",
             num_threads=args.threads,
             num_pages=config.num_pages,
             page_size=config.page_size,
@@ -180,7 +182,7 @@ def costs(checkpoint: Checkpoint, args: argparse.Namespace) -> Hardware:
     """Those of the named engine, or of this one, measured now."""
     if args.engine is not None:
         return hardware.load(args.engine)
-    engine = build_engine(checkpoint, None, EngineConfig(dtype=args.dtype, num_threads=args.threads))
+    engine = build_engine(checkpoint, None, EngineConfig(dtype=args.dtype, weights="full", num_threads=args.threads))
     timer = TIMERS[args.clock]
     found = fit(list(measure_steps(engine, checkpoint.config.vocab_size, timer, quick=args.quick)))
     copies = measure_copies(engine, timer, quick=args.quick)
