@@ -47,7 +47,9 @@ def fluid_mean_s(workload: Workload, hardware: Hardware, concurrency: int | None
     """
     fixed_s = hardware.step.fixed_s
     works = _works(workload, hardware)
-    rows = min(hardware.rows, concurrency or hardware.rows)
+    rows = hardware.rows
+    if concurrency is not None:
+        rows = min(rows, sum(sorted(map(_most_at_once, workload.programs))[-concurrency:]))
     shares = [work.tokens_s + fixed_s * work.steps / rows for work, _ in works]
     if concurrency is not None:
         capacity = sum(list(accumulate(sorted(shares)))[-concurrency:]) / len(shares)
@@ -93,6 +95,12 @@ def _work(program: ProgramSpec, block_tokens: int, hardware: Hardware, seen: set
         seen.update(fresh)
         before[call.stream] = prompt, call.output_tokens
     return total, max(chains, key=seconds)
+
+
+def _most_at_once(program: ProgramSpec) -> int:
+    """Calls of the program that may run at one time, at most."""
+    in_turn = all(call.after is None for call in program.calls)
+    return 1 if in_turn else len(program.calls)
 
 
 def _blocks(program: ProgramSpec) -> set[int]:

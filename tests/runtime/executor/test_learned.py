@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from treadle.dsl import llm, program, prompt, tool
 
 RULES = "Answer in a few words, and say nothing that the record does not say. " * 4
@@ -14,13 +12,13 @@ RULES = "Answer in a few words, and say nothing that the record does not say. " 
 
 @tool
 async def look_up(number: int) -> str:
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.05)
     return f"record {number}"
 
 
 @tool
 async def measure(number: int) -> str:
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(1.0)
     return f"value {number}"
 
 
@@ -45,6 +43,7 @@ async def test_each_tool_is_expected_to_take_its_time_from_the_first_call_on(fas
         waiting = asyncio.create_task(agent(measure, 0))
         while not (leases := [lease for lease in books.leases.values() if lease.pause == ("agent", "measure")]):
             await asyncio.sleep(0.01)
-        assert books.expected_pause(leases[0], leases[0].since) == pytest.approx(0.6, abs=0.3)
-        assert books.pauses.of(("agent", "look_up")).mean() == pytest.approx(0.1, abs=0.1)
+        expected = books.expected_pause(leases[0], leases[0].since)
+        assert expected > 0.7
+        assert books.pauses.of(("agent", "look_up")).mean() < 0.7 * expected
         await waiting

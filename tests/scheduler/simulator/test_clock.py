@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from treadle.scheduler.simulator.bound import fluid_mean_s
@@ -126,6 +126,11 @@ def programs_of_graphs(draw):
     return tuple(found)
 
 
+def three_calls_at_once():
+    calls = (CallSpec(str(number), Blocks(((100 * number, 4),)), 1, 1, after=()) for number in range(3))
+    return (ProgramSpec("p0", "graph", 0.0, tuple(calls), "0"),)
+
+
 class TestGraphs:
     MACHINE = replace(MACHINE, rows=3, step_tokens=32, step=StepCost(2**-6, 2**-9, 2**-20, 2**-20))
 
@@ -143,6 +148,7 @@ class TestGraphs:
 
     @settings(max_examples=60, deadline=None)
     @given(programs_of_graphs(), st.sampled_from(sorted(PRESETS)), st.sampled_from([None, 2]))
+    @example(three_calls_at_once(), "vllm", 2)
     def test_end_and_are_never_faster_than_alone_or_than_the_bound(self, programs, name, concurrency):
         outcome = self.simulation(programs, name, concurrency).run()
         assert sorted(record.id for record in outcome.programs) == [one.id for one in programs]
