@@ -19,6 +19,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm of `x + residual`, and that sum."""
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates `[T, heads, D]` by `[T, 1, D]` angles; the two halves of a head are the two components."""
     half = x.shape[-1] // 2
@@ -37,6 +43,38 @@ def write_kv(cache: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> Non
     flat = cache.view(2, -1, *cache.shape[3:])
     flat[0].index_copy_(0, places, keys)
     flat[1].index_copy_(0, places, values)
+
+
+def norm_rope_write(
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    cos: Tensor,
+    sin: Tensor,
+    cache: Tensor,
+    places: Tensor,
+) -> Tensor:
+    """From a projection to queries that can attend: norms of heads, rotation, and keys and values in the cache.
+
+    Args:
+        qkv: `[T, H + 2 * K, D]`: queries, keys, values.
+        q_norm, k_norm: `[D]`, or None where the model has no such norms.
+        cos, sin: `[T, 1, D]`.
+        cache: Keys and values of the layer, `[2, P, S, K, D]`.
+        places: `[T]`.
+
+    Returns:
+        Queries `[T, H, D]`.
+    """
+    kv_heads = cache.shape[3]
+    heads = qkv.shape[1] - 2 * kv_heads
+    qk, values = qkv[:, :-kv_heads], qkv[:, -kv_heads:]
+    if q_norm is not None and k_norm is not None:
+        qk = torch.cat((rms_norm(qk[:, :heads], q_norm, eps), rms_norm(qk[:, heads:], k_norm, eps)), 1)
+    qk = apply_rope(qk, cos, sin)
+    write_kv(cache, qk[:, heads:], values, places)
+    return qk[:, :heads]
 
 
 def copy_pages(source: Tensor, target: Tensor, sources: Tensor, targets: Tensor) -> None:

@@ -5,6 +5,57 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+GREEDY_UP_TO = 1e-5
+"""Temperatures up to this mean greedy: dividing by them would overflow."""
+
+
+def choose(
+    logits: Tensor,
+    *,
+    temperatures: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    bitmasks: Tensor | None = None,
+    mask_rows: Tensor | None = None,
+) -> Tensor:
+    """Chooses a token for each row: mask, temperature, top-k, top-p, min-p, and the argmax with Gumbel noise.
+
+    Args:
+        logits: `[R, V]` float32, which may be overwritten.
+        temperatures: `[R]`; up to `GREEDY_UP_TO` the best token is taken, and the rest does not matter.
+        top_k: `[R]`, 0 for off.
+        top_p, min_p: `[R]`, 1 and 0 for off.
+        seeds, positions: `[R]` int64: the noise is a function of these.
+        bitmasks: int32 `[M, ceil(V / 32)]`, whose zero bits are tokens that must not be chosen.
+        mask_rows: `[R]`, the bitmask of each row, -1 for none.
+
+    Returns:
+        `[R]` int64; -1 where the best logit is not finite.
+    """
+    if bitmasks is not None and mask_rows is not None:
+        masked = (mask_rows >= 0).nonzero().flatten()
+        logits[masked] = apply_bitmask(logits[masked], bitmasks[mask_rows[masked]])
+    # The argmax of a row with a NaN is the NaN: looking at the best logit is looking at all of them.
+    best, tokens = logits.max(-1)
+    finite = best.isfinite()
+    noisy = (temperatures > GREEDY_UP_TO).nonzero().flatten()
+    if len(noisy):
+        logits = logits[noisy] / temperatures[noisy, None]
+        limited = (top_k[noisy] > 0).nonzero().flatten()
+        if len(limited):
+            logits[limited] = keep_top_k(logits[limited], top_k[noisy][limited])
+        nucleus = (top_p[noisy] < 1).nonzero().flatten()
+        if len(nucleus):
+            logits[nucleus] = keep_top_p(logits[nucleus], top_p[noisy][nucleus])
+        if bool(min_p[noisy].any()):
+            logits = keep_min_p(logits, min_p[noisy])
+        noise = gumbel_noise(seeds[noisy], positions[noisy], logits.shape[-1])
+        tokens[noisy] = noise.add_(logits).argmax(-1)
+    return tokens.masked_fill_(~finite, -1)
+
 
 def penalize(
     logits: Tensor, history: Tensor, num_prompt: int, repetition: float, presence: float, frequency: float
@@ -25,10 +76,10 @@ def penalize(
         logits[tokens] -= presence + frequency * counts
 
 
-def apply_bitmask(logits: Tensor, bitmask: Tensor) -> None:
+def apply_bitmask(logits: Tensor, bitmask: Tensor) -> Tensor:
     """Minus infinity, in place, for tokens of `[R, V]` whose bit in the int32 words `[R, ceil(V / 32)]` is zero."""
     bits = (bitmask[:, :, None] >> torch.arange(32, dtype=torch.int32, device=bitmask.device)) & 1
-    logits.masked_fill_(bits.flatten(1)[:, : logits.shape[-1]] == 0, float("-inf"))
+    return logits.masked_fill_(bits.flatten(1)[:, : logits.shape[-1]] == 0, float("-inf"))
 
 
 def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:

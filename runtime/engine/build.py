@@ -10,7 +10,6 @@ import torch
 
 from treadle.grammar.compiler import Compiler
 from treadle.grammar.vocabulary import Vocabulary
-from treadle.runtime.engine.attention import DeviceState
 from treadle.runtime.engine.cgroup import usable_cores, usable_memory
 from treadle.runtime.engine.config import (
     EngineConfig,
@@ -23,6 +22,7 @@ from treadle.runtime.engine.device import CPU
 from treadle.runtime.engine.engine import Engine
 from treadle.runtime.engine.learned import LearnedFile
 from treadle.runtime.engine.runner import Runner
+from treadle.runtime.engine.state import DeviceState
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.models.checkpoint import Checkpoint
 from treadle.runtime.models.config import ModelConfig
@@ -54,10 +54,16 @@ def build_engine(
         config.page_size,
         config.num_slots,
         scheduler.limits.max_context,
+        device,
         config.host_pages,
     )
     decoder = load_decoder(
-        checkpoint, dtype, device.torch_device, weights=config.weights, packed_weights=config.packed_weights
+        checkpoint,
+        dtype,
+        device.torch_device,
+        ops=device.ops,
+        weights=config.weights,
+        packed_weights=config.packed_weights,
     )
     runner = Runner(decoder, state, device)
     overlap = device.runs_ahead if config.overlap is None else config.overlap

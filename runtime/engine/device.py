@@ -1,10 +1,15 @@
-"""What differs between devices in the step loop: whether work is done when a call returns, and how to wait for it."""
+"""Where an engine computes: its operations, whether work is done when a call returns, and how to wait for it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
+from torch import Tensor
+
+from treadle.kernels.ops import REFERENCE, Ops
 
 
 class Event(Protocol):
@@ -19,11 +24,32 @@ class Device(Protocol):
     """A place where tensors live and steps run."""
 
     torch_device: torch.device
+    ops: Ops
     runs_ahead: bool
     """Whether the device works on its own after a launch, so that launching ahead hides work of the host."""
 
     def record(self) -> Event:
         """Marks the end of the work launched so far."""
+        ...
+
+    def send(self, values: Tensor) -> Tensor:
+        """A small tensor of the host on the device, without waiting for it."""
+        ...
+
+    def fetch(self, values: Tensor) -> Tensor:
+        """A copy in the host's memory, which is there once an event recorded after this has come."""
+        ...
+
+    def host_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory of the host that the device's copies can reach."""
+        ...
+
+    def copying(self) -> AbstractContextManager[None]:
+        """Copies launched within run beside what is computed, after all work launched before."""
+        ...
+
+    def join_copies(self) -> None:
+        """Work launched from now on begins after the copies launched so far."""
         ...
 
 
@@ -40,5 +66,69 @@ class CPU:
     torch_device = torch.device("cpu")
     runs_ahead = False
 
+    def __init__(self, ops: Ops = REFERENCE) -> None:
+        self.ops = ops
+
     def record(self) -> Event:
         return Done()
+
+    def send(self, values: Tensor) -> Tensor:
+        return values
+
+    def fetch(self, values: Tensor) -> Tensor:
+        return values
+
+    def host_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    def copying(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def join_copies(self) -> None:
+        return
+
+
+class CUDA:
+    """An NVIDIA GPU: the host launches work in a stream and goes on; copies to and from its memory have their own."""
+
+    torch_device = torch.device("cuda")
+    runs_ahead = True
+
+    def __init__(self) -> None:
+        from treadle.kernels.gpu import TRITON
+
+        self.ops = TRITON
+        self._copies = torch.cuda.Stream()
+
+    def record(self) -> Event:
+        return _CudaEvent()
+
+    def send(self, values: Tensor) -> Tensor:
+        return values.pin_memory().to(self.torch_device, non_blocking=True)
+
+    def fetch(self, values: Tensor) -> Tensor:
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        return host.copy_(values, non_blocking=True)
+
+    def host_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    @contextmanager
+    def copying(self) -> Iterator[None]:
+        self._copies.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._copies):
+            yield
+
+    def join_copies(self) -> None:
+        torch.cuda.current_stream().wait_stream(self._copies)
+
+
+class _CudaEvent:
+    """A point in the current stream. Waiting sleeps, so that it takes no core from the threads that tokenize."""
+
+    def __init__(self) -> None:
+        self._event = torch.cuda.Event(blocking=True)
+        self._event.record()
+
+    def wait(self) -> None:
+        self._event.synchronize()

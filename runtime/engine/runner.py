@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from treadle.runtime.engine.attention import DeviceState, PagedAttention
+from treadle.runtime.engine.attention import GatheredAttention
 from treadle.runtime.engine.device import Device, Event
+from treadle.runtime.engine.layout import Layout
 from treadle.runtime.engine.sampler import Sampled, SampleRow, sample, token_logprob
+from treadle.runtime.engine.state import DeviceState
 from treadle.runtime.models.decoder import Decoder
 from treadle.scheduler import Row, SamplingParams, TokenLogprob
 
@@ -66,10 +68,10 @@ class Runner:
     @torch.inference_mode()
     def forward(self, rows: Sequence[Row]) -> Forward:
         """Computes KV of the rows' tokens and logits of their last ones. Repeating it does no harm."""
-        attention = PagedAttention(self.state, rows, self.decoder.dtype, self.decoder.config.sliding_window)
-        wanted = torch.from_numpy(attention.ends[[row.sample for row in rows]] - 1)
-        logits = self.decoder.forward(attention.token_ids, attention, wanted)
-        return Forward(tuple(rows), logits, attention.finite())
+        layout = Layout(self.state, rows, self.device)
+        attention = GatheredAttention(self.state, rows, layout, self.decoder.dtype, self.decoder.config.sliding_window)
+        logits = self.decoder.forward(layout.token_ids, attention, layout.sampling)
+        return Forward(tuple(rows), logits, self.state.finite(layout.places[layout.last]))
 
     @torch.inference_mode()
     def sample(self, forward: Forward, calls: Mapping[str, SamplingCall]) -> Launched:
@@ -86,10 +88,14 @@ class Runner:
             )
             for row in rows
         ]
-        sampled = sample(forward.logits, requests)
+        sampled = sample(forward.logits, requests, self.device)
         inside = [i for i, row in enumerate(rows) if row.end < pool.shape[1]]
-        pool[[rows[i].slot for i in inside], [rows[i].end for i in inside]] = sampled.tokens[inside].clamp(min=0)
-        return Launched(forward.rows, sampled, forward.finite, self.device.record())
+        ends = [[rows[i].slot for i in inside], [rows[i].end for i in inside]]
+        slots, positions = self.device.send(torch.tensor(ends, dtype=torch.int64))
+        tokens = sampled.tokens if len(inside) == len(rows) else sampled.tokens[inside]
+        pool[slots, positions] = tokens.clamp(min=0)
+        sampled = replace(sampled, tokens=self.device.fetch(sampled.tokens))
+        return Launched(forward.rows, sampled, self.device.fetch(forward.finite), self.device.record())
 
     def collect(self, launched: Launched) -> list[RowToken]:
         """Waits for a step, and brings to the host what its rows sampled, and which others are not finite."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
 
-from treadle.kernels import sampling as ops
+from treadle.kernels.sampling import penalize
+from treadle.runtime.engine.device import Device
 from treadle.runtime.errors import InvalidRequestError
 from treadle.scheduler import SamplingParams, TokenLogprob
 
 MAX_LOGPROBS = 100
 MAX_STOPS = 64
-GREEDY_BELOW = 1e-5
-"""Temperatures below this mean greedy: dividing by them would overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,31 +41,46 @@ class Sampled:
     logprobs: dict[int, tuple[Tensor, Tensor, Tensor]]
 
 
-def sample(logits: Tensor, rows: Sequence[SampleRow]) -> Sampled:
+def sample(logits: Tensor, rows: Sequence[SampleRow], device: Device) -> Sampled:
     """Samples a token for each row of `[R, V]` float32 logits, which may be overwritten."""
     reported = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
     logprobs = {i: _top_logprobs(logits[i], rows[i].params) for i in reported}
     for i, row in enumerate(rows):
-        _adjust(logits[i], row)
-    constrained = [i for i, row in enumerate(rows) if row.bitmask is not None]
-    if constrained:
-        masked = logits[constrained]
-        ops.apply_bitmask(masked, torch.stack([mask for row in rows if (mask := row.bitmask) is not None]))
-        logits[constrained] = masked
-    # The argmax of a row with a NaN is the NaN: looking at the best logit is looking at all of them.
-    best, tokens = logits.max(-1)
-    finite = best.isfinite()
-    noisy = [i for i, row in enumerate(rows) if row.params.temperature > GREEDY_BELOW]
-    if noisy:
-        chosen = logits if len(noisy) == len(rows) else logits[noisy]
-        tokens[noisy] = _sample_with_noise(chosen, [rows[i] for i in noisy])
-    return Sampled(tokens.masked_fill_(~finite, -1), logprobs)
+        _adjust(logits[i], row, device)
+    params = [row.params for row in rows]
+    shares = torch.tensor([[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]])
+    temperatures, top_p, min_p = device.send(shares)
+    numbers = [[p.seed for p in params], [row.position for row in rows], [p.top_k for p in params]]
+    seeds, positions, top_k = device.send(torch.tensor(numbers, dtype=torch.int64))
+    bitmasks, mask_rows = _bitmasks(rows, device)
+    tokens = device.ops.choose(
+        logits,
+        temperatures=temperatures,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seeds=seeds,
+        positions=positions,
+        bitmasks=bitmasks,
+        mask_rows=mask_rows,
+    )
+    return Sampled(tokens, logprobs)
 
 
-def _adjust(logits: Tensor, row: SampleRow) -> None:
+def _bitmasks(rows: Sequence[SampleRow], device: Device) -> tuple[Tensor | None, Tensor | None]:
+    """The masks of all rows that have one, and for each row which of them is its own, or -1."""
+    masks = [row.bitmask for row in rows if row.bitmask is not None]
+    if not masks:
+        return None, None
+    numbers = count()
+    own = torch.tensor([-1 if row.bitmask is None else next(numbers) for row in rows])
+    return device.send(torch.stack(masks)), device.send(own)
+
+
+def _adjust(logits: Tensor, row: SampleRow, device: Device) -> None:
     params = row.params
     if params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
-        ops.penalize(
+        penalize(
             logits,
             row.history(),
             row.num_prompt,
@@ -75,24 +90,7 @@ def _adjust(logits: Tensor, row: SampleRow) -> None:
         )
     if params.logit_bias:
         ids, values = zip(*params.logit_bias, strict=True)
-        logits[list(ids)] += torch.tensor(values)
-
-
-def _sample_with_noise(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
-    """Temperature, top-k, top-p, min-p; then the argmax of logits plus Gumbel noise, which samples the softmax."""
-    params = [row.params for row in rows]
-    logits = logits / torch.tensor([p.temperature for p in params])[:, None]
-    limited = [i for i, p in enumerate(params) if p.top_k]
-    if limited:
-        logits[limited] = ops.keep_top_k(logits[limited], torch.tensor([params[i].top_k for i in limited]))
-    nucleus = [i for i, p in enumerate(params) if p.top_p < 1.0]
-    if nucleus:
-        logits[nucleus] = ops.keep_top_p(logits[nucleus], torch.tensor([params[i].top_p for i in nucleus]))
-    if any(p.min_p for p in params):
-        logits = ops.keep_min_p(logits, torch.tensor([p.min_p for p in params]))
-    seeds = torch.tensor([p.seed for p in params])
-    positions = torch.tensor([row.position for row in rows])
-    return (logits + ops.gumbel_noise(seeds, positions, logits.shape[-1])).argmax(-1)
+        logits[device.send(torch.tensor(ids))] += device.send(torch.tensor(values))
 
 
 def _top_logprobs(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from treadle.kernels import reference as ops
 from treadle.kernels.linear import Linear
+from treadle.kernels.ops import REFERENCE, Ops
 from treadle.runtime.models.checkpoint import Checkpoint
 from treadle.runtime.models.config import ModelConfig, Weights
 from treadle.runtime.models.rope import Rope
@@ -22,9 +22,15 @@ class Attention(Protocol):
 
     positions: Tensor
     """`[T]` positions of the step's tokens in their calls."""
+    places: Tensor
+    """`[T]`, where the keys and values of the step's tokens go."""
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Stores `[T, K, D]` keys and values, and attends with `[T, H, D]` queries. Returns `[T, H, D]`."""
+    def cache(self, layer: int) -> Tensor:
+        """Keys and values of a layer, `[2, P, S, K, D]`."""
+        ...
+
+    def __call__(self, layer: int, q: Tensor) -> Tensor:
+        """Attends with `[T, H, D]` queries, when the step's keys and values are in the cache. Returns `[T, H, D]`."""
         ...
 
 
@@ -45,7 +51,9 @@ class Layer:
 class Decoder:
     """Turns token ids into logits. Weights stay as they are; keys and values live behind `Attention`."""
 
-    def __init__(self, config: ModelConfig, embedding: Tensor, layers: list[Layer], norm: Tensor, head: Linear) -> None:
+    def __init__(
+        self, config: ModelConfig, embedding: Tensor, layers: list[Layer], norm: Tensor, head: Linear, ops: Ops
+    ) -> None:
         self.config = config
         self.dtype = embedding.dtype
         self.device = embedding.device
@@ -53,6 +61,7 @@ class Decoder:
         self._layers = layers
         self._norm = norm
         self._head = head
+        self._ops = ops
         self._rope = Rope(config, self.device)
 
     def forward(self, token_ids: Tensor, attention: Attention, wanted: Tensor) -> Tensor:
@@ -66,29 +75,27 @@ class Decoder:
         Returns:
             Logits `[R, vocab_size]` in float32.
         """
-        eps = self.config.rms_norm_eps
-        cos, sin = self._rope.angles(attention.positions, self.dtype)
+        ops, eps = self._ops, self.config.rms_norm_eps
+        angles = self._rope.angles(attention.positions, self.dtype)
         x = F.embedding(token_ids, self._embedding)
+        h = ops.rms_norm(x, self._layers[0].attention_norm, eps)
         for index, layer in enumerate(self._layers):
-            h = ops.rms_norm(x, layer.attention_norm, eps)
-            x = x + self._attend(index, layer, h, cos, sin, attention)
-            h = ops.rms_norm(x, layer.mlp_norm, eps)
-            x = x + layer.down(ops.swiglu(layer.gate_up(h)))
-        x = ops.rms_norm(x[wanted], self._norm, eps)
-        return self._head.in_float32(x)
+            h, x = ops.add_rms_norm(self._attend(index, layer, h, angles, attention), x, layer.mlp_norm, eps)
+            h = layer.down(ops.swiglu(layer.gate_up(h)))
+            if index + 1 < len(self._layers):
+                h, x = ops.add_rms_norm(h, x, self._layers[index + 1].attention_norm, eps)
+        h, _ = ops.add_rms_norm(h[wanted], x[wanted], self._norm, eps)
+        return self._head.in_float32(h)
 
-    def _attend(self, index: int, layer: Layer, h: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+    def _attend(
+        self, index: int, layer: Layer, h: Tensor, angles: tuple[Tensor, Tensor], attention: Attention
+    ) -> Tensor:
         config = self.config
-        heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
-        qkv = layer.qkv(h).view(-1, heads + 2 * kv_heads, size)
-        qk, v = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q = ops.rms_norm(qk[:, :heads], layer.q_norm, config.rms_norm_eps)
-            k = ops.rms_norm(qk[:, heads:], layer.k_norm, config.rms_norm_eps)
-            qk = torch.cat((q, k), 1)
-        qk = ops.apply_rope(qk, cos, sin)
-        out = attention(index, qk[:, :heads], qk[:, heads:], v)
-        return layer.o(out.reshape(-1, heads * size))
+        qkv = layer.qkv(h).view(len(h), -1, config.head_dim)
+        q = self._ops.norm_rope_write(
+            qkv, layer.q_norm, layer.k_norm, config.rms_norm_eps, *angles, attention.cache(index), attention.places
+        )
+        return layer.o(attention(index, q).reshape(len(h), -1))
 
 
 def load_decoder(
@@ -96,6 +103,7 @@ def load_decoder(
     dtype: torch.dtype,
     device: torch.device,
     *,
+    ops: Ops = REFERENCE,
     weights: Weights = "auto",
     packed_weights: bool = True,
 ) -> Decoder:
@@ -105,6 +113,7 @@ def load_decoder(
         checkpoint: What is read.
         dtype: Of the weights that are not in 4 bits, and of everything computed.
         device: Where the decoder is.
+        ops: What it computes with there.
         weights: Which matrices of the layers are kept in 4 bits.
         packed_weights: Keep the others in the layout that the processor multiplies fastest, where there is one.
 
@@ -129,4 +138,4 @@ def load_decoder(
     embedding = reader.tensor("model.embed_tokens.weight")
     layers = [layer(f"model.layers.{index}") for index in range(config.num_layers)]
     head = embedding if config.tied_embeddings else reader.tensor("lm_head.weight")
-    return Decoder(config, embedding, layers, reader.tensor("model.norm.weight"), reader.linear(head))
+    return Decoder(config, embedding, layers, reader.tensor("model.norm.weight"), reader.linear(head), ops)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from treadle.kernels import sampling as ops
+from treadle.runtime.engine.device import CPU
 from treadle.runtime.engine.sampler import SampleRow, sample
 from treadle.scheduler import SamplingParams
 
@@ -15,7 +16,7 @@ VOCAB = 20
 def draw(logits, params, count, first_position=0):
     """`count` tokens for the same logits at as many positions."""
     rows = [SampleRow(params, first_position + i, 0, lambda: torch.empty(0, dtype=torch.long)) for i in range(count)]
-    return sample(logits.repeat(count, 1), rows).tokens
+    return sample(logits.repeat(count, 1), rows, CPU()).tokens
 
 
 def frequencies(tokens):
@@ -52,7 +53,7 @@ def test_a_seed_means_the_same_in_any_batch(logits):
     other = SamplingParams(seed=9, top_k=3, temperature=0.7)
     alone = draw(logits, params, 1, first_position=42)
     rows = [SampleRow(p, 42, 0, lambda: torch.empty(0, dtype=torch.long)) for p in (other, params, other)]
-    assert sample(logits.repeat(3, 1), rows).tokens[1] == alone[0]
+    assert sample(logits.repeat(3, 1), rows, CPU()).tokens[1] == alone[0]
 
 
 def test_temperature_zero_is_the_best_token(logits):
@@ -109,7 +110,7 @@ def test_logit_bias_forces_and_forbids(logits):
 def test_logprobs_are_of_the_model_before_any_change(logits):
     params = SamplingParams(temperature=0.1, top_k=1, logit_bias=((3, 5.0),), logprobs=3)
     rows = [SampleRow(params, 0, 0, lambda: torch.empty(0, dtype=torch.long))]
-    every, values, ids = sample(logits[None].clone(), rows).logprobs[0]
+    every, values, ids = sample(logits[None].clone(), rows, CPU()).logprobs[0]
     torch.testing.assert_close(every, logits.log_softmax(-1))
     torch.testing.assert_close(values, logits.log_softmax(-1).topk(3).values)
     assert ids.tolist() == logits.topk(3).indices.tolist()
@@ -120,7 +121,7 @@ def test_a_row_that_is_not_finite_is_marked_and_the_others_are_not(logits):
     bad[4] = torch.nan
     for temperature in (0.0, 1.0):
         rows = [SampleRow(SamplingParams(temperature), 0, 0, lambda: torch.empty(0, dtype=torch.long))] * 2
-        tokens = sample(torch.stack((bad, logits)), rows).tokens.tolist()
+        tokens = sample(torch.stack((bad, logits)), rows, CPU()).tokens.tolist()
         assert tokens[0] == -1
         assert tokens[1] >= 0
 

@@ -1,0 +1,98 @@
+"""What lies on the device between steps: KV pages, and of each slot its tokens and its page table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from treadle.runtime.engine.device import Device
+from treadle.runtime.models.config import ModelConfig
+from treadle.scheduler import StepPlan
+
+
+class DeviceState:
+    """What the engine keeps between steps.
+
+    ::
+
+        kv          [layers, 2, pages, page_size, kv_heads, head_dim]
+        host_kv     [layers, 2, host_pages, ...]   in the host's memory: what was saved of pages that went to others
+        token_pool  [slots, max_context]      known and sampled tokens; a sampled token is read from here by the next
+        page_table  [slots, max_pages]        step, so it need not come to the host in between
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        dtype: torch.dtype,
+        num_pages: int,
+        page_size: int,
+        num_slots: int,
+        max_context: int,
+        device: Device,
+        host_pages: int = 0,
+    ) -> None:
+        def arena(pages: int) -> tuple[int, ...]:
+            return model.num_layers, 2, pages, page_size, model.num_kv_heads, model.head_dim
+
+        self.page_size = page_size
+        self._device = device
+        where = device.torch_device
+        # Pages that hold anything: on a CPU memory is not touched before it is used, and costs nothing until then.
+        self.kv = torch.empty(arena(num_pages), dtype=dtype, device=where)
+        self.host_kv = device.host_memory(arena(host_pages), dtype)
+        self.token_pool = torch.zeros(num_slots, max_context, dtype=torch.int64, device=where)
+        self.page_table = torch.zeros(num_slots, -(-max_context // page_size), dtype=torch.int64, device=where)
+
+    def write(self, plan: StepPlan) -> None:
+        """Carries out all of a plan but its rows.
+
+        ::
+
+            kv       | save | copy | tables | rows ...           No row reads what is loaded in its own step: a device
+            host_kv  | <--  |      |        | load --> ...       that copies beside computing loads meanwhile.
+        """
+        self._device.join_copies()
+        copy_pages = self._device.ops.copy_pages
+        if plan.saves:
+            copy_pages(self.kv, self.host_kv, *self._pairs(plan.saves))
+        if plan.copies:
+            copy_pages(self.kv, self.kv, *self._pairs(plan.copies))
+        _scatter(self.token_pool, ((w.slot, w.position, w.token_ids) for w in plan.token_writes), self._device)
+        _scatter(self.page_table, ((w.slot, w.index, w.pages) for w in plan.page_writes), self._device)
+        if plan.loads:
+            pairs = self._pairs(plan.loads)
+            with self._device.copying():
+                copy_pages(self.host_kv, self.kv, *pairs)
+
+    def _pairs(self, pairs: Iterable[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        sources, targets = self._device.send(torch.tensor(list(pairs)).t())
+        return sources, targets
+
+    def places(self, slots: Tensor, positions: Tensor) -> Tensor:
+        """Where the tokens at positions of slots have their KV: `page * page_size + offset`. The two are broadcast."""
+        return self.page_table[slots, positions // self.page_size] * self.page_size + positions % self.page_size
+
+    def finite(self, places: Tensor) -> Tensor:
+        """Whether the KV of rows is finite, `[R]`, by the `[R]` places of their last tokens.
+
+        A token whose KV is not can spoil tokens before it, if at all, only in the layers after, where it spoils the
+        row's last token as well: that one's in the last layer tells of all.
+        """
+        return self.kv[-1].flatten(1, 2)[:, places].isfinite().all(-1).all(-1).all(0)
+
+
+def _scatter(table: Tensor, writes: Iterable[tuple[int, int, Sequence[int]]], device: Device) -> None:
+    """Puts runs of values into the rows of a table: `(row, column, values)`. No place is written twice."""
+    runs = list(writes)
+    if not runs:
+        return
+    counts = [len(values) for _, _, values in runs]
+    rows = np.repeat([row for row, _, _ in runs], counts)
+    columns = np.concatenate([np.arange(column, column + len(values)) for _, column, values in runs])
+    entries = np.concatenate([np.asarray(values, dtype=np.int64) for _, _, values in runs])
+    sent = device.send(torch.from_numpy(np.stack((rows, columns, entries))))
+    table[sent[0], sent[1]] = sent[2]
