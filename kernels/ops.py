@@ -45,9 +45,54 @@ class Choose(Protocol):
     ) -> Tensor: ...
 
 
+class DecodeKernel(Protocol):
+    """See `decode.decode_attention`."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        cache: Tensor,
+        page_table: Tensor,
+        slots: Tensor,
+        lengths: Tensor,
+        *,
+        num_splits: int,
+        window: int | None = None,
+    ) -> Tensor: ...
+
+
+class PrefillKernel(Protocol):
+    """See `prefill.prefill_attention`."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        cache: Tensor,
+        page_table: Tensor,
+        slots: Tensor,
+        starts: Tensor,
+        lengths: Tensor,
+        *,
+        max_new: int,
+        window: int | None = None,
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PagedKernels:
+    """Attention that follows page tables on the device. `num_splits` of a decode step is by its rows and KV heads."""
+
+    decode: DecodeKernel
+    prefill: PrefillKernel
+    num_splits: Callable[[int, int], int]
+
+
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """What has a kernel on some device. `reference` and `sampling` say what each does."""
+    """What has a kernel on some device. `reference` and `sampling` say what each does.
+
+    Without `paged` kernels contexts are gathered before they are attended to.
+    """
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -55,6 +100,7 @@ class Ops:
     swiglu: Callable[[Tensor], Tensor]
     copy_pages: Callable[[Tensor, Tensor, Tensor, Tensor], None]
     choose: Choose
+    paged: PagedKernels | None = None
 
 
 REFERENCE = Ops(

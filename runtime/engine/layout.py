@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from treadle.runtime.engine.device import Device
 from treadle.runtime.engine.state import DeviceState
 from treadle.scheduler import Row
 
 
+@dataclass(frozen=True, slots=True)
 class Layout:
     """The rows of a step, one after the other; those with one token come first::
 
@@ -22,22 +25,42 @@ class Layout:
     Attributes:
         num_single: Rows with one token.
         slots: `[T]`, the slot of each token's row.
-        positions: `[T]`, in their calls.
+        positions: `[T]`, in their calls; -1 is padding.
         token_ids: `[T]`.
-        places: `[T]`, where their keys and values go.
+        places: `[T]`, where their keys and values go; -1 is padding.
         last: `[R]`, the last token of each row.
         sampling: The last tokens of those rows that sample.
     """
 
-    def __init__(self, state: DeviceState, rows: Sequence[Row], device: Device) -> None:
-        counts = [row.count for row in rows]
-        self.num_single = next((i for i, count in enumerate(counts) if count > 1), len(rows))
-        slots = np.repeat([row.slot for row in rows], counts)
-        positions = np.concatenate([np.arange(row.start, row.end) for row in rows])
-        self.slots, self.positions = device.send(torch.from_numpy(np.stack((slots, positions))))
-        self.token_ids = state.token_pool[self.slots, self.positions]
-        self.places = state.places(self.slots, self.positions)
-        last = np.cumsum(counts) - 1
-        self.last = device.send(torch.from_numpy(last))
-        samples = [row.sample for row in rows]
-        self.sampling = self.last if all(samples) else device.send(torch.from_numpy(last[samples]))
+    num_single: int
+    slots: Tensor
+    positions: Tensor
+    token_ids: Tensor
+    places: Tensor
+    last: Tensor
+    sampling: Tensor
+
+
+def lay_out(rows: Sequence[Row], state: DeviceState, device: Device) -> Layout:
+    """The layout of any rows."""
+    counts = [row.count for row in rows]
+    num_single = next((i for i, count in enumerate(counts) if count > 1), len(rows))
+    positions = np.concatenate([np.arange(row.start, row.end) for row in rows])
+    tokens = np.stack((np.repeat([row.slot for row in rows], counts), positions))
+    slots, sent = device.send(torch.from_numpy(tokens))
+    ends = np.cumsum(counts) - 1
+    samples = [row.sample for row in rows]
+    last = device.send(torch.from_numpy(ends))
+    sampling = last if all(samples) else device.send(torch.from_numpy(ends[samples]))
+    return Layout(num_single, slots, sent, state.token_pool[slots, sent], state.places(slots, sent), last, sampling)
+
+
+def lay_out_padded(slots: Tensor, positions: Tensor, state: DeviceState) -> Layout:
+    """The layout of rows that have one token each and sample, where a position of -1 is padding.
+
+    It is computed on the device from `[R]` tensors alone, so that it can be part of a captured graph.
+    """
+    known = positions.clamp(min=0)
+    places = torch.where(positions < 0, -1, state.places(slots, known))
+    every = torch.arange(len(slots), device=slots.device)
+    return Layout(len(slots), slots, positions, state.token_pool[slots, known], places, every, every)

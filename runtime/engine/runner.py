@@ -10,10 +10,12 @@ from torch import Tensor
 
 from treadle.runtime.engine.attention import GatheredAttention
 from treadle.runtime.engine.device import Device, Event
-from treadle.runtime.engine.layout import Layout
+from treadle.runtime.engine.graphs import DecodeGraphs
+from treadle.runtime.engine.layout import Layout, lay_out
+from treadle.runtime.engine.paged import PagedAttention
 from treadle.runtime.engine.sampler import Sampled, SampleRow, sample, token_logprob
 from treadle.runtime.engine.state import DeviceState
-from treadle.runtime.models.decoder import Decoder
+from treadle.runtime.models.decoder import Attention, Decoder
 from treadle.scheduler import Row, SamplingParams, TokenLogprob
 
 
@@ -60,18 +62,28 @@ class RowToken:
 class Runner:
     """Owns the decoder and the device's state. It raises what the tensor operations raise, and changes nothing else."""
 
-    def __init__(self, decoder: Decoder, state: DeviceState, device: Device) -> None:
+    def __init__(
+        self, decoder: Decoder, state: DeviceState, device: Device, graphs: DecodeGraphs | None = None
+    ) -> None:
         self.decoder = decoder
         self.state = state
         self.device = device
+        self._graphs = graphs
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[Row]) -> Forward:
         """Computes KV of the rows' tokens and logits of their last ones. Repeating it does no harm."""
-        layout = Layout(self.state, rows, self.device)
-        attention = GatheredAttention(self.state, rows, layout, self.decoder.dtype, self.decoder.config.sliding_window)
-        logits = self.decoder.forward(layout.token_ids, attention, layout.sampling)
+        if self._graphs is not None and all(row.count == 1 and row.sample for row in rows):
+            return Forward(tuple(rows), *self._graphs.forward(rows))
+        layout = lay_out(rows, self.state, self.device)
+        logits = self.decoder.forward(layout.token_ids, self._attention(rows, layout), layout.sampling)
         return Forward(tuple(rows), logits, self.state.finite(layout.places[layout.last]))
+
+    def _attention(self, rows: Sequence[Row], layout: Layout) -> Attention:
+        window, kernels = self.decoder.config.sliding_window, self.device.ops.paged
+        if kernels is None:
+            return GatheredAttention(self.state, rows, layout, self.decoder.dtype, window)
+        return PagedAttention.of(self.state, kernels, rows, layout, self.device, window)
 
     @torch.inference_mode()
     def sample(self, forward: Forward, calls: Mapping[str, SamplingCall]) -> Launched:
