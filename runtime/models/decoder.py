@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from treadle.kernels.linear import Linear
+from treadle.kernels.head import Head
 from treadle.kernels.ops import REFERENCE, Ops
 from treadle.runtime.models.checkpoint import Checkpoint
 from treadle.runtime.models.config import ModelConfig, Weights
@@ -52,7 +52,7 @@ class Decoder:
     """Turns token ids into logits. Weights stay as they are; keys and values live behind `Attention`."""
 
     def __init__(
-        self, config: ModelConfig, embedding: Tensor, layers: list[Layer], norm: Tensor, head: Linear, ops: Ops
+        self, config: ModelConfig, embedding: Tensor, layers: list[Layer], norm: Tensor, head: Head, ops: Ops
     ) -> None:
         self.config = config
         self.dtype = embedding.dtype
@@ -85,7 +85,7 @@ class Decoder:
             if index + 1 < len(self._layers):
                 h, x = ops.add_rms_norm(h, x, self._layers[index + 1].attention_norm, eps)
         h, _ = ops.add_rms_norm(h[wanted], x[wanted], self._norm, eps)
-        return self._head.in_float32(h)
+        return self._head(h)
 
     def _attend(
         self, index: int, layer: Layer, h: Tensor, angles: tuple[Tensor, Tensor], attention: Attention
@@ -138,4 +138,4 @@ def load_decoder(
     embedding = reader.tensor("model.embed_tokens.weight")
     layers = [layer(f"model.layers.{index}") for index in range(config.num_layers)]
     head = embedding if config.tied_embeddings else reader.tensor("lm_head.weight")
-    return Decoder(config, embedding, layers, reader.tensor("model.norm.weight"), reader.linear(head), ops)
+    return Decoder(config, embedding, layers, reader.tensor("model.norm.weight"), reader.head(head), ops)

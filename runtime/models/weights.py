@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from treadle.kernels.head import Head
 from treadle.kernels.int4 import (
     GROUP,
     OUT_MULTIPLE,
@@ -66,6 +67,10 @@ class WeightReader:
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         """The product with a matrix in the model's type."""
         return Linear(weight, bias, packed=self._packed)
+
+    def head(self, weight: Tensor) -> Head:
+        """The product with the matrix that logits come from."""
+        return Head(weight, packed=self._packed, int8=self._weights in ("auto", "int4"))
 
     def projection(self, *names: str, bias: bool) -> Projection:
         """The product with some matrices of the same inputs, their outputs side by side.
