@@ -70,7 +70,7 @@ class WeightReader:
 
     def head(self, weight: Tensor) -> Head:
         """The product with the matrix that logits come from."""
-        return Head(weight, packed=self._packed, int8=self._weights in ("auto", "int4"))
+        return Head(weight, packed=self._packed)
 
     def projection(self, *names: str, bias: bool) -> Projection:
         """The product with some matrices of the same inputs, their outputs side by side.
