@@ -106,6 +106,32 @@ def decode_attention(q: Tensor, cache: Tensor, places: Tensor, mask: Tensor | No
     return out.reshape(rows, heads, size)
 
 
+def shared_decode_attention(q: Tensor, cache: Tensor, shared: Tensor, places: Tensor, mask: Tensor | None) -> Tensor:
+    """As `decode_attention`, for rows whose contexts begin alike: that part is read once (cascade attention).
+
+    Each part gives a mean of values and the logarithm of the sum of its weights; by those the two are merged exactly.
+
+    Args:
+        q: `[B, H, D]`.
+        cache: Keys and values of the layer, `[2, P, S, K, D]`.
+        shared: `[M]`, where the common part is.
+        places, mask: `[B, N]` and `[B, 1, 1, N]`: the rest of each context, as in `decode_attention`.
+
+    Returns:
+        `[B, H, D]`.
+    """
+    rows, heads, size = q.shape
+    kv_heads = cache.shape[3]
+    grouped = q.view(rows, kv_heads, heads // kv_heads, size)
+    together = grouped.transpose(0, 1).reshape(1, kv_heads, -1, size)
+    common, common_lse = _attend(together, *_gather(cache, shared[None]), None)
+    own, own_lse = _attend(grouped, *_gather(cache, places), mask)
+    common = common.view(kv_heads, rows, -1, size).transpose(0, 1)
+    common_lse = common_lse.view(kv_heads, rows, -1).transpose(0, 1)
+    weight = torch.sigmoid(common_lse - own_lse).to(q.dtype)[..., None]
+    return torch.lerp(own, common, weight).reshape(rows, heads, size)
+
+
 def prefill_attention(q: Tensor, cache: Tensor, places: Tensor, mask: Tensor | None) -> Tensor:
     """The `[T, H, D]` queries of one row's last T tokens against its paged context.
 
@@ -128,6 +154,13 @@ def prefill_attention(q: Tensor, cache: Tensor, places: Tensor, mask: Tensor | N
     grouped = q.view(tokens, kv_heads, group, size).permute(1, 2, 0, 3).reshape(1, kv_heads, group * tokens, size)
     out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask.repeat(group, 1))
     return out.view(kv_heads, group, tokens, size).permute(2, 0, 1, 3).reshape(tokens, heads, size)
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention, and the logarithm of the sum of each query's weights, `[B, H, T]` in float32."""
+    # NOTE: what scaled_dot_product_attention calls on a CPU; it gives no logarithms away itself.
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, keys, values, attn_mask=mask)
+    return out, lse
 
 
 def _gather(cache: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:

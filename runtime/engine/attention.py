@@ -11,17 +11,27 @@ from torch import Tensor
 
 from treadle.kernels import reference as ops
 from treadle.runtime.engine.layout import Layout
+from treadle.runtime.engine.sharing import SharedPrefix, shared_prefixes
 from treadle.runtime.engine.state import DeviceState
 from treadle.scheduler import Row
+
+LEAST_SAVED = 1024
+"""Tokens of KV that must not be read again for each row, for a group to be worth a product more in each layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class _DecodeGroup:
-    """Rows with one token each and contexts of similar length."""
+    """Rows with one token each, and contexts of similar length or with a beginning in common, at `shared`."""
 
     tokens: slice | Tensor
+    shared: Tensor | None
     places: Tensor
     mask: Tensor | None
+
+    def attend(self, q: Tensor, cache: Tensor) -> Tensor:
+        if self.shared is None:
+            return ops.decode_attention(q, cache, self.places, self.mask)
+        return ops.shared_decode_attention(q, cache, self.shared, self.places, self.mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +45,19 @@ class GatheredAttention:
     """Rows with one token attend together, by the length of their contexts; each longer row attends alone."""
 
     def __init__(
-        self, state: DeviceState, rows: Sequence[Row], layout: Layout, dtype: torch.dtype, window: int | None
+        self,
+        state: DeviceState,
+        rows: Sequence[Row],
+        layout: Layout,
+        dtype: torch.dtype,
+        window: int | None,
+        *,
+        cascade: bool,
     ) -> None:
         self._state = state
         self._dtype = dtype
         self._window = window
+        self._cascade = cascade and window is None
         self.positions, self.places = layout.positions, layout.places
         num_single = layout.num_single
         self._groups = self._group(rows[:num_single])
@@ -54,34 +72,47 @@ class GatheredAttention:
     def __call__(self, layer: int, q: Tensor) -> Tensor:
         cache = self.cache(layer)
         if len(self._groups) == 1 and not self._prefills:
-            group = self._groups[0]
-            return ops.decode_attention(q, cache, group.places, group.mask)
+            return self._groups[0].attend(q, cache)
         out = torch.empty_like(q)
         for group in self._groups:
-            out[group.tokens] = ops.decode_attention(q[group.tokens], cache, group.places, group.mask)
+            out[group.tokens] = group.attend(q[group.tokens], cache)
         for row in self._prefills:
             out[row.tokens] = ops.prefill_attention(q[row.tokens], cache, row.places, row.mask)
         return out
 
     def _group(self, rows: Sequence[Row]) -> list[_DecodeGroup]:
-        """Groups rows whose contexts have the same power of two of pages: at most half of a gather is padding."""
+        """Rows that share much, and the others by the power of two of their pages: at most half of what is gathered
+        for those is padding."""
+        size = self._state.page_size
+        sharing = self._sharing(rows)
+        alone = set(range(len(rows))).difference(*(group.rows for group in sharing))
         by_size: dict[int, list[int]] = {}
-        for index, row in enumerate(rows):
-            num_pages = -(-row.end // self._state.page_size)
-            by_size.setdefault((num_pages - 1).bit_length(), []).append(index)
-        groups = []
-        for members in by_size.values():
-            lengths = torch.tensor([[rows[i].end] for i in members])
-            slots = torch.tensor([[rows[i].slot] for i in members])
-            positions = torch.arange(int(lengths.max()))
-            # What lies behind a row's end may be another call's: there its own last place is repeated.
-            places = self._state.places(slots, positions.minimum(lengths - 1))
-            tokens = slice(0, len(rows)) if len(members) == len(rows) else torch.tensor(members)
-            groups.append(_DecodeGroup(tokens, places, self._decode_mask(lengths, positions)))
-        return groups
+        for index in sorted(alone):
+            by_size.setdefault((-(-rows[index].end // size) - 1).bit_length(), []).append(index)
+        return [self._decode_group(rows, group.rows, group.num_pages * size) for group in sharing] + [
+            self._decode_group(rows, members) for members in by_size.values()
+        ]
+
+    def _sharing(self, rows: Sequence[Row]) -> list[SharedPrefix]:
+        if not self._cascade or len(rows) < 2:
+            return []
+        # The page of a row's newest token is its own.
+        counts = [row.start // self._state.page_size for row in rows]
+        tables = self._state.page_table[[row.slot for row in rows], : max(counts)].numpy()
+        return shared_prefixes(tables, counts, -(-LEAST_SAVED // self._state.page_size))
+
+    def _decode_group(self, rows: Sequence[Row], members: Sequence[int], shared: int = 0) -> _DecodeGroup:
+        lengths = torch.tensor([[rows[i].end] for i in members])
+        slots = torch.tensor([[rows[i].slot] for i in members])
+        positions = torch.arange(shared, int(lengths.max()))
+        # What lies behind a row's end may be another call's: there its own last place is repeated.
+        places = self._state.places(slots, positions.minimum(lengths - 1))
+        tokens = slice(0, len(rows)) if len(members) == len(rows) else torch.tensor(members)
+        common = self._state.places(slots[0], torch.arange(shared)) if shared else None
+        return _DecodeGroup(tokens, common, places, self._decode_mask(lengths, positions))
 
     def _decode_mask(self, lengths: Tensor, positions: Tensor) -> Tensor | None:
-        if self._window is None and bool((lengths == len(positions)).all()):
+        if self._window is None and bool((lengths > positions[-1]).all()):
             return None
         return self._mask(positions, lengths - 1)[:, None, None]
 

@@ -65,7 +65,7 @@ def build_engine(
         weights=config.weights,
         packed_weights=config.packed_weights,
     )
-    runner = Runner(decoder, state, device)
+    runner = Runner(decoder, state, device, cascade=config.cascade)
     overlap = device.runs_ahead if config.overlap is None else config.overlap
     compiler = build_compiler(tokenizer, model.vocab_size) if tokenizer is not None else None
     return Engine(scheduler, runner, tokenizer, compiler, clock, learned, overlap=overlap)

@@ -46,6 +46,7 @@ class EngineConfig:
         order, retention, admission: Names of scheduling policies.
         costs: What computing and loading takes here, for policies that weigh it; None learns it.
         prefix_cache: Whether calls share the pages of common prefixes.
+        cascade: Whether decoding reads what several contexts have in common once, and not once for each.
         overlap: Whether a step is launched before the tokens of the one before are read. None: where the device
             works on its own; a CPU does not, so there it would only delay every token by a step.
         weights: Which matrices of the layers are in 4 bits, which reads them faster when at most 8 tokens are computed.
@@ -72,6 +73,7 @@ class EngineConfig:
     admission: str = "treadle"
     costs: Costs | None = None
     prefix_cache: bool = True
+    cascade: bool = True
     overlap: bool | None = None
     weights: Weights = "auto"
     packed_weights: bool = True

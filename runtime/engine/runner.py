@@ -63,12 +63,19 @@ class Runner:
     """Owns the decoder and the device's state. It raises what the tensor operations raise, and changes nothing else."""
 
     def __init__(
-        self, decoder: Decoder, state: DeviceState, device: Device, graphs: DecodeGraphs | None = None
+        self,
+        decoder: Decoder,
+        state: DeviceState,
+        device: Device,
+        graphs: DecodeGraphs | None = None,
+        *,
+        cascade: bool = True,
     ) -> None:
         self.decoder = decoder
         self.state = state
         self.device = device
         self._graphs = graphs
+        self._cascade = cascade
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[Row]) -> Forward:
@@ -82,7 +89,8 @@ class Runner:
     def _attention(self, rows: Sequence[Row], layout: Layout) -> Attention:
         window, kernels = self.decoder.config.sliding_window, self.device.ops.paged
         if kernels is None:
-            return GatheredAttention(self.state, rows, layout, self.decoder.dtype, window)
+            dtype, cascade = self.decoder.dtype, self._cascade
+            return GatheredAttention(self.state, rows, layout, dtype, window, cascade=cascade)
         return PagedAttention.of(self.state, kernels, rows, layout, self.device, window)
 
     @torch.inference_mode()

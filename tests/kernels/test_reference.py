@@ -91,3 +91,21 @@ def test_swiglu():
     gate, up = torch.randn(2, 4, 6)
     expected = gate * gate.sigmoid() * up
     torch.testing.assert_close(ops.swiglu(torch.cat((gate, up), -1)), expected)
+
+
+@pytest.mark.parametrize("shared", [PAGE, 3 * PAGE])
+@pytest.mark.parametrize("lengths", [[1], [1, 1], [5, 2, 9]])
+def test_shared_decode_attention(shared, lengths):
+    generator = torch.Generator().manual_seed(shared)
+    cache, contexts = paged_contexts([shared, *lengths], generator)
+    (beginning, first_keys, first_values), *rest = contexts
+    longest = max(lengths)
+    q = torch.randn(len(lengths), KV_HEADS * GROUP, SIZE, generator=generator)
+    padded = torch.stack([torch.cat((places, places[-1:].expand(longest - len(places)))) for places, _, _ in rest])
+    hidden = torch.arange(longest) >= torch.tensor(lengths)[:, None]
+    mask = torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)[:, None, None]
+    out = ops.shared_decode_attention(q, cache, beginning, padded, mask if hidden.any() else None)
+    for row, (_, keys, values) in enumerate(rest):
+        keys, values = torch.cat((first_keys, keys)), torch.cat((first_values, values))
+        expected = naive_attention(q[row], keys, values, torch.ones(len(keys), dtype=torch.bool))
+        torch.testing.assert_close(out[row], expected, rtol=1e-4, atol=1e-5)

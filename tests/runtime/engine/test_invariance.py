@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.engines import GREEDY, Bench, assert_same, with_seed
+
+from treadle.runtime.engine import attention
 
 SHAPES = ["tiny-llama", "tiny-qwen2.5", "tiny-qwen3", "tiny-mistral"]
 SHARED = [(7 * i) % 300 for i in range(40)]
@@ -35,6 +39,7 @@ VARIANTS = {
     "small pool and a host tier": {"num_pages": 28, "num_slots": 6, "host_pages": 40, "max_step_moves": 3},
     "one slot": {"num_slots": 1},
     "prefix cache off": {"prefix_cache": False},
+    "shared prefixes read by each row": {"cascade": False},
     "overlap": {"overlap": True},
     "overlap, chunked and preempted": {
         "overlap": True,
@@ -73,6 +78,20 @@ def test_tokens_do_not_depend_on(variant, workload, shape):
     for index, outcome in enumerate(expected):
         assert_same(outcome, outcomes[f"call {index}"])
     bench.assert_nothing_leaks()
+
+
+@given(workload=workloads, overlap=st.booleans(), shape=st.sampled_from(SHAPES))
+@property_test
+def test_tokens_do_not_depend_on_reading_once_what_rows_share(workload, overlap, shape):
+    expected = alone(shape, workload)
+    with patch.object(attention, "LEAST_SAVED", 1):
+        bench = Bench(shape, overlap=overlap)
+        for index, (prompt, max_tokens, params) in enumerate(workload):
+            bench.submit(f"call {index}", SHARED + prompt, params, max_tokens=max_tokens)
+            bench.submit(f"same {index}", prompt, params, max_tokens=max_tokens)
+        outcomes = bench.run()
+    for index, outcome in enumerate(expected):
+        assert_same(outcome, outcomes[f"same {index}"])
 
 
 @given(workload=workloads, count=st.integers(1, 4), overlap=st.booleans(), delay=st.integers(0, 6))
