@@ -10,22 +10,16 @@ import torch
 
 from treadle.grammar.compiler import Compiler
 from treadle.grammar.vocabulary import Vocabulary
-from treadle.runtime.engine.cgroup import usable_cores, usable_memory
-from treadle.runtime.engine.config import (
-    EngineConfig,
-    default_num_pages,
-    default_num_threads,
-    kv_bytes_per_token,
-    torch_dtype,
-)
+from treadle.runtime.engine.cgroup import usable_cores
+from treadle.runtime.engine.config import EngineConfig, default_num_threads, torch_dtype
 from treadle.runtime.engine.device import CPU
 from treadle.runtime.engine.engine import Engine
 from treadle.runtime.engine.learned import LearnedFile
+from treadle.runtime.engine.memory import max_context, num_kv_pages
 from treadle.runtime.engine.runner import Runner
 from treadle.runtime.engine.state import DeviceState
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.models.checkpoint import Checkpoint
-from treadle.runtime.models.config import ModelConfig
 from treadle.runtime.models.decoder import load_decoder
 from treadle.scheduler import Scheduler, SchedulerConfig
 
@@ -41,11 +35,12 @@ def build_engine(
 ) -> Engine:
     """Loads the weights and sets up an engine on this machine. Without a tokenizer it gives tokens but no text.
 
-    Raises `ModelError` for weights that are missing or damaged, `InvalidRequestError` for settings that cannot be.
+    Raises `ModelError` for weights that are missing or damaged, `InvalidRequestError` for settings that cannot be, and
+    for a model that memory cannot hold.
     """
     torch.set_num_threads(config.num_threads or default_num_threads(torch.get_num_threads(), usable_cores()))
     model, dtype, device = checkpoint.config, torch_dtype(config.dtype), CPU()
-    scheduler = _build_scheduler(model, dtype, config)
+    scheduler = _build_scheduler(checkpoint, config)
     learned = LearnedFile(config.learned, scheduler.books) if config.learned is not None else None
     state = DeviceState(
         model,
@@ -71,22 +66,15 @@ def build_engine(
     return Engine(scheduler, runner, tokenizer, compiler, clock, learned, overlap=overlap)
 
 
-def _build_scheduler(model: ModelConfig, dtype: torch.dtype, config: EngineConfig) -> Scheduler:
-    """A scheduler whose pages, in both tiers, fit into the memory that this process may use."""
-    max_context = min(config.max_context or model.max_context, model.max_context)
-    num_pages = config.num_pages or default_num_pages(model, dtype, config.page_size, max_context)
-    size, memory = config.page_size * kv_bytes_per_token(model, dtype), usable_memory()
-    if (num_pages + config.host_pages) * size > memory:
-        kinds = f"{num_pages} KV pages" + (f" and {config.host_pages} host pages" if config.host_pages else "")
-        taken = f"{(num_pages + config.host_pages) * size / 2**30:.1f} GiB"
-        text = f"{kinds} take {taken}, the machine has {memory / 2**30:.1f} GiB"
-        raise InvalidRequestError(f"{text}; use fewer pages")
+def _build_scheduler(checkpoint: Checkpoint, config: EngineConfig) -> Scheduler:
+    """A scheduler whose pages, in both tiers, fit beside the weights into the memory that this process may use."""
+    model, num_pages = checkpoint.config, num_kv_pages(checkpoint, config)
     try:
         return Scheduler(
             SchedulerConfig(
                 num_pages=num_pages,
                 vocab_size=model.vocab_size,
-                max_context=max_context,
+                max_context=max_context(model, config),
                 page_size=config.page_size,
                 num_slots=config.num_slots,
                 max_step_tokens=config.max_step_tokens,

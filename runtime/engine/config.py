@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from treadle.runtime.engine.cgroup import usable_memory
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.models.config import WEIGHTS, ModelConfig, Weights
 from treadle.scheduler.config import Costs
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 DType = Literal["auto", "float32", "bfloat16"]
 DTYPES: tuple[DType, ...] = ("auto", "float32", "bfloat16")
-DEFAULT_KV_BYTES = 2 * 2**30
 AT_LEAST_ONE = (
     "num_pages",
     "page_size",
@@ -34,8 +32,8 @@ class EngineConfig:
 
     Attributes:
         dtype: Of weights and KV; `auto` is bfloat16 where the processor computes with it, else float32.
-        num_pages: Pages of KV; None takes 2 GiB, at most an eighth of the memory that this process may use, and at
-            least one context.
+        num_pages: Pages of KV; None takes 2 GiB, at most an eighth of the memory that this process may use, at most
+            what the weights leave of it, and at least one context.
         host_pages: Pages of KV in a second tier, where pages go that are evicted. On a CPU that is memory of the same
             kind: of use to see what a tier does, no faster than a larger pool.
         page_size: Tokens in a page.
@@ -112,13 +110,6 @@ def has_fast_bfloat16() -> bool:
 def kv_bytes_per_token(model: ModelConfig, dtype: torch.dtype) -> int:
     """Keys and values of one token in all layers."""
     return 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
-
-
-def default_num_pages(model: ModelConfig, dtype: torch.dtype, page_size: int, max_context: int) -> int:
-    """A pool of 2 GiB, or an eighth of the machine's memory if that is less, but never less than one context."""
-    page_bytes = kv_bytes_per_token(model, dtype) * page_size
-    budget = min(DEFAULT_KV_BYTES, usable_memory() // 8)
-    return max(budget // page_bytes, -(-max_context // page_size))
 
 
 def default_num_threads(wanted: int, cores: float) -> int:
