@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from support.engines import GREEDY, Bench, Outcome, assert_same
 
 from treadle.runtime.engine.config import EngineConfig
@@ -182,10 +183,76 @@ def test_a_call_that_makes_the_step_raise_fails_alone(overlap):
     bench.assert_nothing_leaks()
 
 
+def limit_step(bench, most, error):
+    """From now on a step of more than `most` tokens raises. Returns the sizes of all steps that are tried."""
+    runner, sizes = bench.engine.runner, []
+    forward = runner.forward
+
+    def within_memory(rows):
+        sizes.append(sum(row.count for row in rows))
+        if sizes[-1] > most:
+            raise error
+        return forward(rows)
+
+    runner.forward = within_memory
+    return sizes
+
+
+OUT_OF_MEMORY = [
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1073741824 bytes."),
+    torch.OutOfMemoryError("out of memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_a_step_that_memory_cannot_hold_is_computed_in_parts(error, overlap):
+    def submit(bench):
+        for index in range(7):
+            bench.submit(f"call {index}", [index + 1, index + 2, index + 3], max_tokens=6)
+
+    fresh, bench = Bench(), Bench(overlap=overlap)
+    sizes = limit_step(bench, 4, error)
+    submit(fresh)
+    submit(bench)
+    fresh.run()
+    bench.run()
+    for call_id, expected in fresh.calls.items():
+        assert bench.calls[call_id].end.reason == "length"
+        assert_same(expected, bench.calls[call_id])
+    # 21 tokens and 5 steps of 7, each of these with all its halves: a tree of at most two tries for each row.
+    assert len(sizes) <= 2 * 7 * 6 + 6
+    bench.assert_nothing_leaks()
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_a_prompt_that_memory_cannot_hold_says_what_would_help(error):
+    bench = Bench()
+    limit_step(bench, 16, error)
+    bench.submit("bad", [1] * 17, max_tokens=4)
+    bench.submit("good", [2] * 16, max_tokens=4)
+    bench.run()
+    assert bench.calls["bad"].end.error == "engine"
+    assert bench.calls["bad"].end.message.endswith("; use a smaller max_step_tokens")
+    assert bench.calls["good"].end.reason == "length"
+    bench.assert_nothing_leaks()
+    within = Bench(max_step_tokens=16)
+    limit_step(within, 16, error)
+    within.submit("bad", [1] * 17, max_tokens=4)
+    assert within.run()["bad"].end.reason == "length"
+
+
 @pytest.mark.parametrize("option", ["num_pages", "page_size", "num_slots", "max_step_tokens", "max_context"])
 def test_sizes_below_one_are_refused(option):
     with pytest.raises(InvalidRequestError, match=f"{option} is 0; it must be at least 1"):
         EngineConfig(**{option: 0})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bf16", "", "torch.float32"])
+def test_unknown_element_types_are_refused_with_the_choices(dtype):
+    with pytest.raises(InvalidRequestError, match=f"dtype is '{dtype}'; choose one of auto, float32, bfloat16"):
+        EngineConfig(dtype=dtype)
 
 
 def test_unknown_weights_are_refused_with_the_choices():
