@@ -55,8 +55,10 @@ class _Config:
         hidden_size, num_heads = self._count("hidden_size"), self._count("num_attention_heads")
         num_kv_heads = self._count("num_key_value_heads", default=_DEFAULT_KV_HEADS.get(kind, num_heads))
         head_dim = self._count("head_dim", default=_DEFAULT_HEAD_DIM.get(kind, max(1, hidden_size // num_heads)))
-        if num_heads % num_kv_heads or head_dim % 2:
-            self._corrupt(f"{num_heads} heads of {head_dim} cannot share {num_kv_heads} key-value heads")
+        if num_heads % num_kv_heads:
+            self._corrupt(f"{num_heads} heads cannot share {num_kv_heads} key-value heads")
+        if head_dim % 2:
+            self._corrupt(f"heads of {head_dim} dimensions cannot be rotated: the number is odd")
         num_layers = self._count("num_hidden_layers")
         theta, scaling = self._rope()
         context = self._count("max_position_embeddings", default=_DEFAULT_MAX_CONTEXT[kind])

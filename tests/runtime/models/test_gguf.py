@@ -194,6 +194,13 @@ def test_a_tensor_of_the_wrong_shape_is_named(write_gguf, tmp_path):
         GGUFCheckpoint(path)
 
 
+def test_heads_of_an_odd_size_are_refused(write_gguf, tmp_path):
+    metadata = [(f"add_{name}", 15) for name in ("key_length", "value_length", "rope_dimension_count")]
+    path = write_gguf(tmp_path / "m.gguf", tiny("tiny-llama"), metadata=metadata)
+    with pytest.raises(CorruptModelError, match="heads of 15 dimensions cannot be rotated: the number is odd"):
+        GGUFCheckpoint(path)
+
+
 def test_a_billion_layers_are_refused_at_once(write_gguf, tmp_path):
     path = write_gguf(tmp_path / "m.gguf", tiny("tiny-llama"), metadata=[("add_block_count", 2**31 - 1)])
     start = time.perf_counter()
