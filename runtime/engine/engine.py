@@ -252,7 +252,7 @@ class Engine:
 
 def _reason(error: Exception) -> str:
     reason = f"computing the call failed: {type(error).__name__}: {error}"
-    # A CPU's allocator raises a plain RuntimeError.
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error):
+    # Torch's allocator of a CPU's memory raises a plain RuntimeError.
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         return f"{reason}; use a smaller max_step_tokens"
     return reason
