@@ -5,6 +5,9 @@ Shapes: T tokens of a step, H query heads, K key/value heads (H = K * G), D head
 
 In no kernel may anything but a row's own context reach its output: elsewhere in a cache there may be anything, and a
 mask does not stop NaN, which survives being multiplied by zero.
+
+A cache is in the type of the model, or quantised: int8 or float8 e4m3 codes, which scales `[2, P, S, K]` multiply, one
+for each token, side and key/value head.
 """
 
 from __future__ import annotations
@@ -12,6 +15,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+CODE_LIMITS = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+"""The largest code of each type that a cache can be quantised to."""
+NO_SCALE = 1e-30
+"""Scales below this count as zero: dividing by them would overflow."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -45,6 +53,27 @@ def write_kv(cache: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> Non
     flat[1].index_copy_(0, places, values)
 
 
+def quantize_kv(x: Tensor, dtype: torch.dtype, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Codes `[T, K, D]` of keys or values, and their scales `[T, K]`.
+
+    A head that is not finite gets a scale that is not finite either. What is below the smallest scale becomes zero.
+    """
+    limit = CODE_LIMITS[dtype]
+    x = x.float()
+    scales = (x.abs().amax(-1) / limit).to(scale_dtype)
+    # Divided by what is stored, so that rounding the scale costs nothing.
+    divisors = scales.float()[..., None]
+    multiples = torch.where(divisors.isfinite() & (divisors >= NO_SCALE), x / divisors, 0.0)
+    if dtype == torch.int8:
+        multiples = (multiples + 0.5).floor()
+    return multiples.clamp(-limit, limit).to(dtype), scales
+
+
+def dequantize_kv(codes: Tensor, scales: Tensor) -> Tensor:
+    """The float32 numbers that codes `[..., D]` with scales `[...]` stand for."""
+    return codes.float() * scales.float()[..., None]
+
+
 def norm_rope_write(
     qkv: Tensor,
     q_norm: Tensor | None,
@@ -54,15 +83,17 @@ def norm_rope_write(
     sin: Tensor,
     cache: Tensor,
     places: Tensor,
+    scales: Tensor | None = None,
 ) -> Tensor:
-    """From a projection to queries that can attend: norms of heads, rotation, and keys and values in the cache.
+    """Norms and turns the heads of new tokens, and writes keys and values to the cache.
 
     Args:
-        qkv: `[T, H + 2 * K, D]`: queries, keys, values.
-        q_norm, k_norm: `[D]`, or None where the model has no such norms.
+        qkv: `[T, H + 2 * K, D]`, queries first, then keys, then values.
+        q_norm, k_norm: `[D]` each, for models that norm each head; both or neither.
         cos, sin: `[T, 1, D]`.
-        cache: Keys and values of the layer, `[2, P, S, K, D]`.
-        places: `[T]`.
+        cache: Of the layer, `[2, P, S, K, D]`; with scales it is quantised.
+        places: `[T]`. Where a step has padding, a kernel writes nothing for a place of -1.
+        scales: Of the cache, `[2, P, S, K]`, float32 or float16.
 
     Returns:
         Queries `[T, H, D]`.
@@ -73,7 +104,14 @@ def norm_rope_write(
     if q_norm is not None and k_norm is not None:
         qk = torch.cat((rms_norm(qk[:, :heads], q_norm, eps), rms_norm(qk[:, heads:], k_norm, eps)), 1)
     qk = apply_rope(qk, cos, sin)
-    write_kv(cache, qk[:, heads:], values, places)
+    if scales is None:
+        write_kv(cache, qk[:, heads:], values, places)
+        return qk[:, :heads]
+    for side, x in enumerate((qk[:, heads:], values)):
+        codes, scale = quantize_kv(x, cache.dtype, scales.dtype)
+        # NOTE: as bytes, because torch has no index operations on float8.
+        cache[side].view(torch.uint8).flatten(0, 1).index_copy_(0, places, codes.view(torch.uint8))
+        scales[side].flatten(0, 1).index_copy_(0, places, scale)
     return qk[:, :heads]
 
 
