@@ -45,10 +45,10 @@ def merge(sums: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
     rows, heads, parts, size = sums.shape
     out = sums.new_empty(rows, heads, size, dtype=dtype)
     merge_kernel[(rows, heads)](
-        out,
-        sums,
-        weights,
-        out.stride(0),
+        out=out,
+        sums=sums,
+        weights=weights,
+        out_row_stride=out.stride(0),
         PARTS=parts,
         BLOCK_PARTS=triton.next_power_of_2(parts),
         D=size,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import pytest
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
+from triton.runtime.jit import JITFunction, mangle_type
 
 TARGET = GPUTarget("cuda", 90, 32)
 SHARED_MEMORY = 227 * 1024
@@ -51,6 +53,35 @@ class Compiled:
     spilled: int
     shared: int
     ptx: str
+
+
+def launches(name: str, call: Callable[[], object], **expected: Any) -> list[Variant]:
+    """What a call on tensors of the `meta` device would launch: exactly what ships, tiles and all.
+
+    Args:
+        name: What the tests are called, together with the name of the kernel.
+        expected: `uses` or `max_registers` of each variant whose kernel's name is the key.
+    """
+    variants = []
+
+    def record(kernel: JITFunction, *_: object, num_warps: int = 4, num_stages: int = 3, **given: Any) -> None:
+        constants = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+        values = {key: value for key, value in given.items() if key in kernel.arg_names}
+        # A launch makes a constant of an argument that is 1, and takes note of those that 16 divides.
+        constants |= {key for key, value in values.items() if type(value) is int and value == 1}
+        arguments = {key: mangle_type(value) for key, value in values.items() if key not in constants}
+        for key in arguments:
+            if type(values[key]) is int and values[key] % 16 == 0:
+                arguments[key] += ":16"
+        each = expected.get(kernel.__name__, {})
+        fixed = {key: values[key] for key in constants}
+        label = f"{kernel.__name__}-{name}"
+        variants.append(Variant(label, kernel, arguments, fixed, num_warps, num_stages, **each))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JITFunction, "run", record)
+        call()
+    return variants
 
 
 def compile_variant(variant: Variant) -> Compiled:
