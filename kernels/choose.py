@@ -67,23 +67,25 @@ def _from_key(key: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _allowed_logits(
-    logits: tl.tensor,
-    stride: tl.tensor,
-    bitmasks: tl.tensor,
-    mask_row: tl.tensor,
-    row: tl.tensor,
-    ids: tl.tensor,
-    V: tl.constexpr,
-    MASKED: tl.constexpr,
+    logits: tl.tensor, words: tl.tensor, mask_row: tl.tensor, ids: tl.tensor, V: tl.constexpr, MASKED: tl.constexpr
 ) -> tl.tensor:
-    """Logits of the tokens `ids`; minus infinity for those behind the last one and those that the mask forbids."""
-    values = tl.load(logits + row.to(tl.int64) * stride + ids, mask=ids < V, other=-float("inf"))
+    """Of a row's logits those of the tokens `ids`; minus infinity behind the last one and where the mask forbids."""
+    values = tl.load(logits + ids, mask=ids < V, other=-float("inf"))
     if MASKED:  # noqa: SIM102 (known when compiled)
         if mask_row >= 0:
-            words = bitmasks + mask_row.to(tl.int64) * ((V + 31) // 32) + (ids >> 5)
-            bits = tl.load(words, mask=ids < V, other=0) >> (ids & 31)
+            bits = tl.load(words + (ids >> 5), mask=ids < V, other=0) >> (ids & 31)
             values = tl.where((bits & 1) == 1, values, -float("inf"))
     return values
+
+
+@triton.jit
+def _row_inputs(
+    logits: tl.tensor, stride: tl.tensor, bitmasks: tl.tensor, mask_rows: tl.tensor, row: tl.tensor, V: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Where a row's logits and the words of its bitmask are, and which bitmask it is, -1 for none."""
+    mask_row = tl.load(mask_rows + row)
+    words = bitmasks + mask_row.to(tl.int64) * ((V + 31) // 32)
+    return logits + row.to(tl.int64) * stride, words, mask_row
 
 
 @triton.jit
@@ -108,7 +110,8 @@ def scan_kernel(
     """One program for each row and block: the best logit, NaN if there is one, and the winner if no filter is on."""
     row, block = tl.program_id(0), tl.program_id(1)
     ids = block * BLOCK_V + tl.arange(0, BLOCK_V)
-    values = _allowed_logits(logits, stride, bitmasks, tl.load(mask_rows + row), row, ids, V, MASKED)
+    row_logits, words, mask_row = _row_inputs(logits, stride, bitmasks, mask_rows, row, V)
+    values = _allowed_logits(row_logits, words, mask_row, ids, V, MASKED)
     cell = row * tl.num_programs(1) + block
     broken = tl.max((values != values).to(tl.int32), 0)
     tl.store(bests + cell, tl.where(broken > 0, float("nan"), tl.max(values, 0)))
@@ -124,7 +127,7 @@ def scan_kernel(
 
 @triton.jit
 def _kth_largest(keys: tl.tensor, k: tl.tensor) -> tl.tensor:
-    """The k-th largest of int32 keys, the lowest there is if they are fewer; by bisection."""
+    """The k-th largest of int32 keys by bisection, the lowest possible one if they are fewer."""
     low = tl.full((), LOWEST_KEY, tl.int64)
     high = tl.max(keys, 0).to(tl.int64)
     while low < high:
@@ -145,10 +148,8 @@ def _threshold(
     temperature: tl.tensor,
     bests: tl.tensor,
     logits: tl.tensor,
-    stride: tl.tensor,
-    bitmasks: tl.tensor,
+    words: tl.tensor,
     mask_row: tl.tensor,
-    row: tl.tensor,
     V: tl.constexpr,
     BLOCK_V: tl.constexpr,
     MASKED: tl.constexpr,
@@ -177,7 +178,7 @@ def _threshold(
             block_best = _key(tl.div_rn(tl.load(bests + block), temperature))
             if block_best >= low:
                 ids = block * BLOCK_V + tl.arange(0, BLOCK_V)
-                values = _allowed_logits(logits, stride, bitmasks, mask_row, row, ids, V, MASKED)
+                values = _allowed_logits(logits, words, mask_row, ids, V, MASKED)
                 values = tl.div_rn(values, temperature)
                 keys = _key(values)
                 weights = tl.full((BLOCK_V,), 1.0, tl.float32)
@@ -210,10 +211,8 @@ def _filtered_winner(
     position: tl.tensor,
     bests: tl.tensor,
     logits: tl.tensor,
-    stride: tl.tensor,
-    bitmasks: tl.tensor,
+    words: tl.tensor,
     mask_row: tl.tensor,
-    row: tl.tensor,
     V: tl.constexpr,
     BLOCK_V: tl.constexpr,
     MASKED: tl.constexpr,
@@ -223,18 +222,18 @@ def _filtered_winner(
     high = _key(best).to(tl.int64)
     threshold = tl.full((), LOWEST_KEY, tl.int64)
     if (k > 0) & (k < V):
-        # As many tokens as blocks are at least as good as the worst of the blocks' best.
+        # The best tokens of k blocks are k tokens: the k-th best token is no worse than the worst of these.
         low = _kth_largest(_key(tl.div_rn(block_bests, temperature)), k)
         threshold, _, _ = _threshold(
             low, high, k.to(tl.float32), 0.0, best, temperature,
-            bests, logits, stride, bitmasks, mask_row, row, V, BLOCK_V, MASKED, BY_WEIGHT=False,
+            bests, logits, words, mask_row, V, BLOCK_V, MASKED, BY_WEIGHT=False,
         )  # fmt: skip
     tied_winners = tl.full((), V, tl.float32)
     if p < 1.0:
         low = tl.maximum(threshold, _key(best - NEGLIGIBLE).to(tl.int64))
         threshold, above, goal = _threshold(
             low, high, tl.full((), 0.0, tl.float32), p, best, temperature,
-            bests, logits, stride, bitmasks, mask_row, row, V, BLOCK_V, MASKED, BY_WEIGHT=True,
+            bests, logits, words, mask_row, V, BLOCK_V, MASKED, BY_WEIGHT=True,
         )  # fmt: skip
         # Of equal tokens as many as it takes, those with the smaller ids.
         weight = tl.exp(_from_key(threshold.to(tl.int32)) - best)
@@ -248,7 +247,7 @@ def _filtered_winner(
     for block in range((V + BLOCK_V - 1) // BLOCK_V):
         if _key(tl.div_rn(tl.load(bests + block), temperature)) >= lowest:
             ids = block * BLOCK_V + tl.arange(0, BLOCK_V)
-            values = _allowed_logits(logits, stride, bitmasks, mask_row, row, ids, V, MASKED)
+            values = _allowed_logits(logits, words, mask_row, ids, V, MASKED)
             values = tl.div_rn(values, temperature)
             keys = _key(values)
             tied = (keys == threshold).to(tl.int32)
@@ -297,9 +296,10 @@ def decide_kernel(
         temperature = tl.load(temperatures + row)
         k, p, least_share = tl.load(top_k + row), tl.load(top_p + row), tl.load(min_p + row)
         if (temperature > GREEDY_BELOW) & ((k > 0) | (p < 1.0) | (least_share > 0.0)):
+            row_logits, words, mask_row = _row_inputs(logits, stride, bitmasks, mask_rows, row, V)
             winner = _filtered_winner(
                 best, block_bests, temperature, k, p, least_share, tl.load(seeds + row), tl.load(positions + row),
-                bests + row * BLOCKS, logits, stride, bitmasks, tl.load(mask_rows + row), row, V, BLOCK_V, MASKED,
+                bests + row * BLOCKS, row_logits, words, mask_row, V, BLOCK_V, MASKED,
             )  # fmt: skip
         else:
             values = tl.load(winner_values + cells, mask=blocks < BLOCKS, other=-float("inf"))
@@ -327,11 +327,11 @@ def choose(
 
     Args:
         temperatures: float32 `[R]`; up to 1e-5 the best logit is taken, and nothing else counts but the bitmask.
-        top_k: int32 `[R]`, 0 for all.
+        top_k: int64 `[R]`, 0 for all.
         top_p, min_p: float32 `[R]`, 1 and 0 for all.
         seeds, positions: int64 `[R]`.
         bitmasks: int32 `[M, ceil(V / 32)]`, a bit for each token; None if nothing is forbidden.
-        mask_rows: int32 `[R]`, each row's bitmask, -1 for none.
+        mask_rows: int64 `[R]`, each row's bitmask, -1 for none.
 
     Returns:
         int64 `[R]`; -1 where the best of the allowed logits is not finite.

@@ -40,8 +40,8 @@ class Choose(Protocol):
         min_p: Tensor,
         seeds: Tensor,
         positions: Tensor,
-        bitmasks: Tensor | None = None,
-        mask_rows: Tensor | None = None,
+        bitmasks: Tensor | None,
+        mask_rows: Tensor,
     ) -> Tensor: ...
 
 

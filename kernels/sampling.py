@@ -18,24 +18,24 @@ def choose(
     min_p: Tensor,
     seeds: Tensor,
     positions: Tensor,
-    bitmasks: Tensor | None = None,
-    mask_rows: Tensor | None = None,
+    bitmasks: Tensor | None,
+    mask_rows: Tensor,
 ) -> Tensor:
     """Chooses a token for each row: mask, temperature, top-k, top-p, min-p, and the argmax with Gumbel noise.
 
     Args:
-        logits: `[R, V]` float32, which may be overwritten.
+        logits: `[R, V]` float32. Bitmasks are written into it.
         temperatures: `[R]`; up to `GREEDY_UP_TO` the best token is taken, and the rest does not matter.
         top_k: `[R]`, 0 for off.
         top_p, min_p: `[R]`, 1 and 0 for off.
         seeds, positions: `[R]` int64: the noise is a function of these.
-        bitmasks: int32 `[M, ceil(V / 32)]`, whose zero bits are tokens that must not be chosen.
+        bitmasks: int32 `[M, ceil(V / 32)]`, whose zero bits are tokens that must not be chosen; None if all may be.
         mask_rows: `[R]`, the bitmask of each row, -1 for none.
 
     Returns:
         `[R]` int64; -1 where the best logit is not finite.
     """
-    if bitmasks is not None and mask_rows is not None:
+    if bitmasks is not None:
         masked = (mask_rows >= 0).nonzero().flatten()
         logits[masked] = apply_bitmask(logits[masked], bitmasks[mask_rows[masked]])
     # The argmax of a row with a NaN is the NaN: looking at the best logit is looking at all of them.

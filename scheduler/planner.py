@@ -235,7 +235,7 @@ class Planner:
         grown = self._memory.grow(call, call.num_planned_tokens + count, now)
         assert grown
         if copy is not None:
-            draft.copies.append(copy)
+            draft.copy(*copy)
         draft.add(call, count)
 
     def _share_unfinished_page(self, call: Call, now: float) -> tuple[int, int] | None:
@@ -309,6 +309,11 @@ class _Draft:
             new_pages = tuple(call.pages[call.num_sent_pages :])
             self._page_writes.append(PageWrite(call.slot, call.num_sent_pages, new_pages))
             call.num_sent_pages = len(call.pages)
+
+    def copy(self, source: int, target: int) -> None:
+        """Copies a page. Of a page that is itself a copy of this step the original is taken: no order among copies."""
+        original = next((page for page, copy in self.copies if copy == source), source)
+        self.copies.append((original, target))
 
     def finish(
         self, saves: tuple[tuple[int, int], ...], loads: tuple[tuple[int, int], ...], repeat: int, valid_until: float

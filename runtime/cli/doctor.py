@@ -79,7 +79,7 @@ def _is_writable(folder: Path) -> bool:
 def _slow(machine: Machine, torch: Torch | None) -> list[str]:
     reasons = []
     if machine.gpu is not None:
-        reasons.append(f"{machine.gpu} is not used: the engine runs on the CPU only so far")
+        reasons.append(f"{machine.gpu} is there: the engine runs on the CPU unless it is told --device cuda")
     if machine.cores_usable < 2:
         reasons.append(f"{machine.cores_usable:g} core: matrices multiply on one core")
     if machine.load_average > machine.cores_usable:
@@ -121,7 +121,7 @@ def _print(report: Report) -> None:
     _line("cores", f"{machine.cores_usable:g} usable of {machine.cores}, load average {machine.load_average:.1f}")
     available = "" if machine.memory_available is None else f", {_gib(machine.memory_available)} available"
     _line("memory", f"{_gib(machine.memory)}{available}")
-    _line("gpu", f"{machine.gpu or 'none found'}; the engine runs on the CPU (there is no GPU path yet)")
+    _line("gpu", machine.gpu or "none found")
     if torch is not None:
         _line("torch", f"{torch.version}, {torch.blas}, {torch.threads} threads")
         _line("dtype", f"auto is {torch.auto_dtype}: {_dtype_reason(machine, torch)}")

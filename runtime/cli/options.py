@@ -6,7 +6,7 @@ import argparse
 import secrets
 from typing import TypeAlias, cast
 
-from treadle.runtime.engine.config import DTYPES, DType, EngineConfig
+from treadle.runtime.engine.config import DEVICES, DTYPES, DeviceName, DType, EngineConfig
 from treadle.runtime.models.config import WEIGHTS, Weights
 from treadle.scheduler import SamplingParams
 
@@ -20,6 +20,7 @@ MODEL_HELP = "a known name (see `treadle models`), a .gguf file, a model folder,
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Adds what sets up the engine."""
     group = parser.add_argument_group("engine")
+    group.add_argument("--device", choices=DEVICES, default="cpu", help="where the model runs (default: cpu)")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="element type of weights and KV (default: auto)")
     group.add_argument(
         "--weights", choices=WEIGHTS, default="auto", help="which are kept in 4 bits (default: auto, those stored so)"
@@ -38,6 +39,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 def engine_config(args: argparse.Namespace) -> EngineConfig:
     """The configuration that the engine options ask for. Raises `InvalidRequestError` for one that cannot be."""
     return EngineConfig(
+        device=cast(DeviceName, args.device),
         dtype=cast(DType, args.dtype),
         weights=cast(Weights, args.weights),
         num_pages=args.kv_pages,

@@ -12,15 +12,16 @@ from treadle.grammar.compiler import Compiler
 from treadle.grammar.vocabulary import Vocabulary
 from treadle.runtime.engine.cgroup import usable_cores
 from treadle.runtime.engine.config import EngineConfig, default_num_threads, torch_dtype
-from treadle.runtime.engine.device import CPU
+from treadle.runtime.engine.device import Device, open_device
 from treadle.runtime.engine.engine import Engine
+from treadle.runtime.engine.graphs import DecodeGraphs
 from treadle.runtime.engine.learned import LearnedFile
 from treadle.runtime.engine.memory import max_context, num_kv_pages
 from treadle.runtime.engine.runner import Runner
 from treadle.runtime.engine.state import DeviceState
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.models.checkpoint import Checkpoint
-from treadle.runtime.models.decoder import load_decoder
+from treadle.runtime.models.decoder import Decoder, load_decoder
 from treadle.scheduler import Scheduler, SchedulerConfig
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def build_engine(
     for a model that memory cannot hold.
     """
     torch.set_num_threads(config.num_threads or default_num_threads(torch.get_num_threads(), usable_cores()))
-    model, dtype, device = checkpoint.config, torch_dtype(config.dtype), CPU()
+    model, dtype, device = checkpoint.config, torch_dtype(config.dtype, config.device), open_device(config.device)
     scheduler = _build_scheduler(checkpoint, config)
     learned = LearnedFile(config.learned, scheduler.books) if config.learned is not None else None
     state = DeviceState(
@@ -60,10 +61,18 @@ def build_engine(
         weights=config.weights,
         packed_weights=config.packed_weights,
     )
-    runner = Runner(decoder, state, device, cascade=config.cascade)
+    graphs = _decode_graphs(decoder, state, device, config)
+    runner = Runner(decoder, state, device, graphs, cascade=config.cascade)
     overlap = device.runs_ahead if config.overlap is None else config.overlap
     compiler = build_compiler(tokenizer, model.vocab_size) if tokenizer is not None else None
     return Engine(scheduler, runner, tokenizer, compiler, clock, learned, overlap=overlap)
+
+
+def _decode_graphs(decoder: Decoder, state: DeviceState, device: Device, config: EngineConfig) -> DecodeGraphs | None:
+    kernels = device.ops.paged
+    if not config.graphs or kernels is None or device.torch_device.type != "cuda":
+        return None
+    return DecodeGraphs(decoder, state, kernels, device, config.num_slots)
 
 
 def _build_scheduler(checkpoint: Checkpoint, config: EngineConfig) -> Scheduler:

@@ -13,6 +13,8 @@ from treadle.scheduler.config import Costs
 if TYPE_CHECKING:
     import torch
 
+DeviceName = Literal["cpu", "cuda"]
+DEVICES: tuple[DeviceName, ...] = ("cpu", "cuda")
 DType = Literal["auto", "float32", "bfloat16"]
 DTYPES: tuple[DType, ...] = ("auto", "float32", "bfloat16")
 AT_LEAST_ONE = (
@@ -31,9 +33,10 @@ class EngineConfig:
     """Sizes, policies and switches of an engine.
 
     Attributes:
+        device: Where the model runs: `cpu`, or `cuda` for an NVIDIA GPU.
         dtype: Of weights and KV; `auto` is bfloat16 where the processor computes with it, else float32.
-        num_pages: Pages of KV; None takes 2 GiB, at most an eighth of the memory that this process may use, at most
-            what the weights leave of it, and at least one context.
+        num_pages: Pages of KV, at least one context. None takes 2 GiB on a CPU, at most an eighth of the memory that
+            this process may use and what the weights leave of it; on a GPU nine tenths of what the weights leave.
         host_pages: Pages of KV in a second tier, where pages go that are evicted. On a CPU that is memory of the same
             kind: of use to see what a tier does, no faster than a larger pool.
         page_size: Tokens in a page.
@@ -45,6 +48,7 @@ class EngineConfig:
         costs: What computing and loading takes here, for policies that weigh it; None learns it.
         prefix_cache: Whether calls share the pages of common prefixes.
         cascade: Whether decoding reads what several contexts have in common once, and not once for each.
+        graphs: Whether a GPU replays decode steps as CUDA graphs, captured when a batch size first comes.
         overlap: Whether a step is launched before the tokens of the one before are read. None: where the device
             works on its own; a CPU does not, so there it would only delay every token by a step.
         weights: Which matrices of the layers are in 4 bits, which reads them faster when at most 8 tokens are computed.
@@ -58,6 +62,7 @@ class EngineConfig:
         num_threads: Threads for tensor operations; None leaves torch's choice, within the process's share of the cores.
     """
 
+    device: DeviceName = "cpu"
     dtype: DType = "auto"
     num_pages: int | None = None
     host_pages: int = 0
@@ -72,6 +77,7 @@ class EngineConfig:
     costs: Costs | None = None
     prefix_cache: bool = True
     cascade: bool = True
+    graphs: bool = True
     overlap: bool | None = None
     weights: Weights = "auto"
     packed_weights: bool = True
@@ -85,18 +91,20 @@ class EngineConfig:
                 raise InvalidRequestError(f"{name} is {value}; it must be at least 1")
         if self.host_pages < 0:
             raise InvalidRequestError(f"host_pages is {self.host_pages}; it must be at least 0")
+        if self.device not in DEVICES:
+            raise InvalidRequestError(f"device is {self.device!r}; choose one of {', '.join(DEVICES)}")
         if self.dtype not in DTYPES:
             raise InvalidRequestError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
         if self.weights not in WEIGHTS:
             raise InvalidRequestError(f"weights is {self.weights!r}; choose one of {', '.join(WEIGHTS)}")
 
 
-def torch_dtype(dtype: DType) -> torch.dtype:
-    """The element type that `auto` or a name stands for on this machine."""
+def torch_dtype(dtype: DType, device: DeviceName = "cpu") -> torch.dtype:
+    """The element type that `auto` or a name stands for on a device of this machine."""
     import torch
 
     if dtype == "auto":
-        return torch.bfloat16 if has_fast_bfloat16() else torch.float32
+        return torch.bfloat16 if device == "cuda" or has_fast_bfloat16() else torch.float32
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from treadle.kernels.ops import REFERENCE, Ops
+from treadle.runtime.engine.config import DeviceName
+from treadle.runtime.errors import InvalidRequestError
 
 
 class Event(Protocol):
@@ -98,7 +100,7 @@ class CUDA:
         from treadle.kernels.gpu import TRITON
 
         self.ops = TRITON
-        self._copies = torch.cuda.Stream()
+        self._copies = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def record(self) -> Event:
         return _CudaEvent()
@@ -127,8 +129,24 @@ class _CudaEvent:
     """A point in the current stream. Waiting sleeps, so that it takes no core from the threads that tokenize."""
 
     def __init__(self) -> None:
-        self._event = torch.cuda.Event(blocking=True)
+        self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._event.record()
 
     def wait(self) -> None:
         self._event.synchronize()
+
+
+def open_device(name: DeviceName) -> Device:
+    """The device of a name. Raises `InvalidRequestError` if this machine, or this build of torch, has none."""
+    if name == "cpu":
+        return CPU()
+    if torch.version.cuda is None:
+        raise InvalidRequestError(
+            "device is 'cuda', but this torch was built without CUDA; install a build that has it, or use device='cpu'"
+        )
+    if not torch.cuda.is_available():
+        raise InvalidRequestError(
+            f"device is 'cuda', but torch, built for CUDA {torch.version.cuda}, finds no GPU that it can use; see what "
+            "`nvidia-smi` says of the driver, or use device='cpu'"
+        )
+    return CUDA()

@@ -20,7 +20,6 @@ LEAST_CONTEXT, CONTEXT_STEP = 2048, 1024
 """Tokens: the shortest context that is worth proposing, and what it is rounded to."""
 INT4_BYTES = 0.5 + 2 * 2 / GROUP
 """Of a weight in 4 bits, with its share of a scale and a minimum."""
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +35,35 @@ class Footprint:
 
 
 def num_kv_pages(checkpoint: Checkpoint, config: EngineConfig) -> int:
-    """The size of the KV pool: what was asked for, or 2 GiB.
+    """The size of the KV pool: what was asked for, or what is usual for the device.
 
-    Those are an eighth of the memory, or what the weights leave of it, where that is less, but never less than one
-    context. Raises `InvalidRequestError` if the weights and the pages do not fit into the memory, with what would fit.
+    On a CPU that is 2 GiB; an eighth of the memory, or what the weights leave of it, where that is less. On a GPU,
+    which is there for nothing else, it is nine tenths of what the weights leave. It is never less than one context.
+
+    Raises `InvalidRequestError` if the weights and the pages do not fit into the memory, with what would fit.
     """
-    memory, needs = usable_memory(), footprint(checkpoint, config)
+    on_gpu = config.device == "cuda"
+    memory, needs = _free_gpu_memory() if on_gpu else usable_memory(), footprint(checkpoint, config)
     pages = config.num_pages or needs.context_pages
-    free = memory - needs.weights - config.host_pages * needs.page
+    free = memory - needs.weights - (0 if on_gpu else config.host_pages * needs.page)
     if pages * needs.page > free:
         raise InvalidRequestError(_too_large(checkpoint, config, memory))
     if config.num_pages is not None:
         return config.num_pages
-    return max(min(DEFAULT_KV_BYTES, memory // 8, free) // needs.page, needs.context_pages)
+    usual = free * 9 // 10 if on_gpu else min(DEFAULT_KV_BYTES, memory // 8, free)
+    return max(usual // needs.page, needs.context_pages)
+
+
+def _free_gpu_memory() -> int:
+    free, _ = torch.cuda.mem_get_info()
+    return free
 
 
 def footprint(checkpoint: Checkpoint, config: EngineConfig) -> Footprint:
     """What a model takes. Of a checkpoint whose matrices are stored in several ways, one speaks for all."""
-    model, dtype = checkpoint.config, torch_dtype(config.dtype)
+    model, dtype = checkpoint.config, torch_dtype(config.dtype, config.device)
     embedding = model.vocab_size * model.hidden_size
-    has_head = not model.tied_embeddings or (config.packed_weights and can_pack(CPU, dtype))
+    has_head = not model.tied_embeddings or (config.packed_weights and can_pack(torch.device(config.device), dtype))
     matrices = model.num_parameters - embedding * (1 if model.tied_embeddings else 2)
     weights = matrices * _bytes_per_weight(checkpoint, config, dtype) + embedding * dtype.itemsize * (1 + has_head)
     page = config.page_size * kv_bytes_per_token(model, dtype)
@@ -70,7 +78,7 @@ def max_context(model: ModelConfig, config: EngineConfig) -> int:
 def _bytes_per_weight(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype) -> float:
     """Of the layers' matrices: in 4 bits, in the model's type, or in both."""
     in_int4 = config.weights in INT4_WEIGHTS
-    if config.weights == "auto" and can_multiply_int4(CPU, dtype):
+    if config.weights == "auto" and can_multiply_int4(torch.device(config.device), dtype):
         in_int4 = checkpoint.int4("model.layers.0.self_attn.k_proj.weight") is not None
     return (INT4_BYTES if in_int4 else 0) + (0 if config.weights == "int4-only" else dtype.itemsize)
 
@@ -78,22 +86,24 @@ def _bytes_per_weight(checkpoint: Checkpoint, config: EngineConfig, dtype: torch
 def _too_large(checkpoint: Checkpoint, config: EngineConfig, memory: int) -> str:
     """What does not fit, how much is missing, and what would fit."""
     needs = footprint(checkpoint, config)
-    pages = (config.num_pages or needs.context_pages) + config.host_pages
+    host_pages = config.host_pages if config.device == "cpu" else 0
+    pages = (config.num_pages or needs.context_pages) + host_pages
     if config.num_pages is not None:
         kinds = f"{config.num_pages} KV pages"
     else:
         kinds = f"KV pages of one context of {max_context(checkpoint.config, config):,} tokens"
-    if config.host_pages:
-        kinds += f" and {config.host_pages} host pages"
+    if host_pages:
+        kinds += f" and {host_pages} host pages"
     least = 1 if config.num_pages is not None else needs.context_pages
     if needs.weights + least * needs.page <= memory:
         fix = "fewer pages"
     else:
         fix = ", or ".join(_fits(checkpoint, config, memory)) or "a smaller model"
     missing = needs.weights + pages * needs.page - memory
+    where = "this process may use" if config.device == "cpu" else "the GPU has free"
     return (
         f"{kinds} take {_gib(pages * needs.page)} and the weights {_gib(needs.weights)}, {_gib(missing)} more than the "
-        f"{_gib(memory)} that this process may use; use {fix}"
+        f"{_gib(memory)} that {where}; use {fix}"
     )
 
 
@@ -114,12 +124,12 @@ def _fits(checkpoint: Checkpoint, config: EngineConfig, memory: int) -> Iterator
 
 def _smaller(config: EngineConfig) -> Iterator[EngineConfig]:
     """Configurations with smaller weights, the nearest first."""
-    if torch_dtype(config.dtype) == torch.float32:
+    if torch_dtype(config.dtype, config.device) == torch.float32:
         config = replace(config, dtype="bfloat16")
         yield config
     if config.weights != "full":
         yield replace(config, weights="full")
-    if can_multiply_int4(CPU, torch.bfloat16):
+    if can_multiply_int4(torch.device(config.device), torch.bfloat16):
         yield replace(config, weights="int4-only")
 
 

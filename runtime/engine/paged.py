@@ -49,7 +49,7 @@ class PagedAttention:
         self._num_single = layout.num_single
         self._slots = layout.slots[: layout.num_single]
         self._lengths = (layout.positions[: layout.num_single] + 1).to(torch.int32)
-        self._num_splits = kernels.num_splits(layout.num_single, state.kv.shape[4])
+        self._num_splits = kernels.num_splits(max(layout.num_single, 1), state.kv.shape[4])
 
     @classmethod
     def of(
@@ -68,7 +68,7 @@ class PagedAttention:
         starts = accumulate((row.count for row in long), initial=0)
         numbers = [*starts, *(row.slot for row in long), *(row.end for row in long)]
         sent = device.send(torch.tensor(numbers, dtype=torch.int32))
-        begins, slots, lengths = sent.split((len(long) + 1, len(long), len(long)))
+        begins, slots, lengths = torch.split(sent, [len(long) + 1, len(long), len(long)])
         prefills = _Prefills(slots, begins, lengths, max(row.count for row in long))
         return cls(state, kernels, layout, window, prefills)
 

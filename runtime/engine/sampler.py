@@ -50,9 +50,11 @@ def sample(logits: Tensor, rows: Sequence[SampleRow], device: Device) -> Sampled
     params = [row.params for row in rows]
     shares = torch.tensor([[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]])
     temperatures, top_p, min_p = device.send(shares)
-    numbers = [[p.seed for p in params], [row.position for row in rows], [p.top_k for p in params]]
-    seeds, positions, top_k = device.send(torch.tensor(numbers, dtype=torch.int64))
-    bitmasks, mask_rows = _bitmasks(rows, device)
+    masks = [row.bitmask for row in rows if row.bitmask is not None]
+    numbers_of_masks = count()
+    mask_rows = [-1 if row.bitmask is None else next(numbers_of_masks) for row in rows]
+    numbers = [[p.seed for p in params], [row.position for row in rows], [p.top_k for p in params], mask_rows]
+    seeds, positions, top_k, mask_row = device.send(torch.tensor(numbers, dtype=torch.int64))
     tokens = device.ops.choose(
         logits,
         temperatures=temperatures,
@@ -61,20 +63,10 @@ def sample(logits: Tensor, rows: Sequence[SampleRow], device: Device) -> Sampled
         min_p=min_p,
         seeds=seeds,
         positions=positions,
-        bitmasks=bitmasks,
-        mask_rows=mask_rows,
+        bitmasks=device.send(torch.stack(masks)) if masks else None,
+        mask_rows=mask_row,
     )
     return Sampled(tokens, logprobs)
-
-
-def _bitmasks(rows: Sequence[SampleRow], device: Device) -> tuple[Tensor | None, Tensor | None]:
-    """The masks of all rows that have one, and for each row which of them is its own, or -1."""
-    masks = [row.bitmask for row in rows if row.bitmask is not None]
-    if not masks:
-        return None, None
-    numbers = count()
-    own = torch.tensor([-1 if row.bitmask is None else next(numbers) for row in rows])
-    return device.send(torch.stack(masks)), device.send(own)
 
 
 def _adjust(logits: Tensor, row: SampleRow, device: Device) -> None:

@@ -1,15 +1,16 @@
-"""Choosing tokens on the device chooses what the sampler of the engine does."""
+"""Choosing tokens without sorting chooses what plain torch does."""
 
 import math
 from itertools import product
+from random import Random
 
 import pytest
 import torch
 
 from treadle.kernels import choose as module
+from treadle.kernels import sampling
 from treadle.kernels.choose import choose
 from treadle.kernels.sampling import gumbel_noise
-from treadle.runtime.engine.sampler import SampleRow, sample
 from treadle.scheduler import SamplingParams
 
 
@@ -18,37 +19,29 @@ def parameters(**each):
     return [SamplingParams(**dict(zip(each, values, strict=True))) for values in product(*each.values())]
 
 
-def chosen(logits, params, positions, bitmasks=None, mask_rows=None):
+def chosen(choose, logits, params, positions, bitmasks=None, mask_rows=None):
     def column(name, dtype=torch.float32):
         return torch.tensor([getattr(p, name) for p in params], dtype=dtype)
 
-    before = logits.clone()
-    tokens = choose(
+    return choose(
         logits,
         temperatures=column("temperature"),
-        top_k=column("top_k", torch.int32),
+        top_k=column("top_k", torch.int64),
         top_p=column("top_p"),
         min_p=column("min_p"),
         seeds=column("seed", torch.int64),
         positions=positions,
         bitmasks=bitmasks,
-        mask_rows=torch.full((len(params),), -1, dtype=torch.int32) if mask_rows is None else mask_rows,
-    )
-    assert torch.equal(logits, before) or not before.isfinite().all()
-    return tokens.tolist()
-
-
-def sampled(logits, params, positions, bitmasks=None, mask_rows=None):
-    """The same by the engine's sampler."""
-    masks = [None] * len(params) if mask_rows is None else [bitmasks[i] if i >= 0 else None for i in mask_rows.tolist()]
-    rows = [SampleRow(p, int(at), 0, None, mask) for p, at, mask in zip(params, positions, masks, strict=True)]
-    return sample(logits.clone(), rows).tokens.tolist()
+        mask_rows=torch.full((len(params),), -1) if mask_rows is None else mask_rows,
+    ).tolist()
 
 
 def agree(logits, params, bitmasks=None, mask_rows=None, first_position=0):
     positions = torch.arange(len(params)) * 1_000_003 + first_position
-    tokens = chosen(logits, params, positions, bitmasks, mask_rows)
-    assert tokens == sampled(logits, params, positions, bitmasks, mask_rows)
+    before = logits.clone()
+    tokens = chosen(choose, logits, params, positions, bitmasks, mask_rows)
+    assert torch.equal(logits, before) or not before.isfinite().all()
+    assert tokens == chosen(sampling.choose, before, params, positions, bitmasks, mask_rows)
     return tokens
 
 
@@ -72,6 +65,29 @@ def test_tokens_are_those_of_the_sampler(size, filters):
     agree(random(len(params), size, seed=size), params, first_position=size)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_any_mixture_of_rows_over_several_blocks(seed, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 32)
+    numbers = Random(seed)
+    rows, size = 12, 32 * 3 + numbers.randrange(1, 32)
+    params = [
+        SamplingParams(
+            temperature=numbers.choice([0.0, 0.3, 1.0, 3.0]),
+            top_k=numbers.choice([0, 1, 2, 7, 50, size - 1]),
+            top_p=numbers.choice([1.0, numbers.random(), 0.99]),
+            min_p=numbers.choice([0.0, 0.0, numbers.random() / 4]),
+            seed=numbers.randrange(2**63),
+        )
+        for _ in range(rows)
+    ]
+    logits = (
+        random(rows, size, seed=seed) * torch.tensor([numbers.choice([0.1, 1.0, 4.0]) for _ in range(rows)])[:, None]
+    )
+    bitmasks = torch.tensor([[numbers.randrange(-(2**31), 2**31) for _ in range(4)] for _ in range(3)]).int()
+    mask_rows = torch.tensor([numbers.randrange(-1, 3) for _ in range(rows)], dtype=torch.int32)
+    agree(logits, params, bitmasks, mask_rows)
+
+
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**31, 2**32, 2**63 - 1, -(2**63)])
 def test_noise_depends_on_all_bits_of_the_seed(seed):
     agree(random(3, 50), parameters(temperature=[1.0], seed=[seed] * 3), first_position=2**31 - 1_000_000)
@@ -93,7 +109,7 @@ def test_of_equal_logits_top_k_keeps_all():
 @pytest.mark.parametrize(("size", "p"), [(8, 0.5), (2 * module.BLOCK + 10, 0.75)])
 def test_of_equal_logits_top_p_keeps_the_first(size, p):
     positions = torch.arange(6)
-    tokens = chosen(torch.zeros(6, size), [SamplingParams(top_p=p)] * 6, positions)
+    tokens = chosen(choose, torch.zeros(6, size), [SamplingParams(top_p=p)] * 6, positions)
     noise = gumbel_noise(torch.zeros(6, dtype=torch.int64), positions, size)
     assert tokens == noise[:, : math.ceil(p * size)].argmax(-1).tolist()
 
@@ -147,11 +163,11 @@ def test_what_a_mask_forbids_may_be_nan():
 def test_a_token_does_not_depend_on_the_batch():
     logits, params = random(4, 90), parameters(temperature=[0.8], top_p=[1.0, 0.7], top_k=[0, 9])
     positions = torch.arange(4)
-    together = chosen(logits, params, positions)
+    together = chosen(choose, logits, params, positions)
     order = [2, 0, 3, 1]
-    assert chosen(logits[order], [params[i] for i in order], positions[order]) == [together[i] for i in order]
-    assert chosen(logits[2:3], params[2:3], positions[2:3]) == together[2:3]
+    assert chosen(choose, logits[order], [params[i] for i in order], positions[order]) == [together[i] for i in order]
+    assert chosen(choose, logits[2:3], params[2:3], positions[2:3]) == together[2:3]
 
 
 def test_no_rows():
-    assert chosen(torch.empty(0, 50), [], torch.empty(0, dtype=torch.int64)) == []
+    assert chosen(choose, torch.empty(0, 50), [], torch.empty(0, dtype=torch.int64)) == []
