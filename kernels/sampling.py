@@ -92,7 +92,7 @@ def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:
 
 def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
     """Minus infinity outside the smallest set of tokens of each row whose probabilities reach `p` `[R]`."""
-    ordered, index = logits.sort(dim=-1, descending=True)
+    ordered, index = logits.sort(dim=-1, descending=True, stable=True)
     probs = ordered.softmax(-1)
     before = probs.cumsum(-1) - probs
     dropped = torch.zeros_like(before, dtype=torch.bool).scatter_(-1, index, before >= p[:, None])

@@ -14,11 +14,8 @@ from treadle.runtime.engine.layout import lay_out
 from treadle.runtime.engine.paged import PagedAttention
 from treadle.scheduler import Row
 
-PROMPTS = {
-    "long": [(7 * i) % 300 for i in range(37)],
-    "short": [5, 6, 7],
-    "like long": [(7 * i) % 300 for i in range(30)],
-}
+LONG = [(7 * i) % 300 for i in range(37)]
+PROMPTS = {"long": LONG, "short": [5, 6, 7], "like long": LONG[:30]}
 PARAMS = {"long": GREEDY, "short": with_seed(3, temperature=0.8, top_k=20, logprobs=2), "like long": GREEDY}
 
 
@@ -60,6 +57,7 @@ def test_pages_move_between_the_tiers(monkeypatch):
 
 def test_rows_that_are_padding_change_nothing(monkeypatch):
     bench = bench_with(TRITON, monkeypatch)
+    bench.engine.runner.state.kv.zero_()
     bench.submit("call", LONG, max_tokens=2)
     bench.step()
     bench.step()
