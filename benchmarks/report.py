@@ -40,10 +40,10 @@ class Report:
         found = Figure(figure, value, unit, parameters)
         self._figures.append(found)
         if self._as_json:
-            line = {"figure": figure, "value": round(value, 4), "unit": unit, **parameters, **self._common}
+            line = {"figure": figure, "value": round(value, 6), "unit": unit, **parameters, **self._common}
             print(json.dumps(line), flush=True)
         else:
-            print(f"{figure} {_listed(parameters)}: {value:.1f} {unit}", file=sys.stderr, flush=True)
+            print(f"{figure} {_listed(parameters)}: {_shown(value)} {unit}", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         """Prints the table, unless JSON lines were asked for."""
@@ -57,7 +57,7 @@ class Report:
         table.add_column("value", justify="right")
         table.add_column("unit")
         for figure in self._figures:
-            table.add_row(figure.figure, _listed(figure.parameters), f"{figure.value:,.1f}", figure.unit)
+            table.add_row(figure.figure, _listed(figure.parameters), _shown(figure.value), figure.unit)
         print(_listed(self._common))
         Console().print(table)
 
@@ -95,6 +95,11 @@ def _cpu_name() -> str:
     if "model name" not in fields:
         return platform.processor() or platform.machine()
     return f"{fields['model name']}, family {fields.get('cpu family', '?')}, model {fields.get('model', '?')}"
+
+
+def _shown(value: float) -> str:
+    """Four digits; of large numbers all, and a decimal."""
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _listed(parameters: dict[str, Parameter]) -> str:

@@ -1,0 +1,223 @@
+"""What lower precision costs: logits, best tokens and perplexity against float32 with full weights, on real text.
+
+    python benchmarks/quality.py --model smollm2
+
+The text is given to the model as it is, in windows that share nothing, and each form of the same checkpoint predicts
+every next token of it. By default it is English, code and Markdown by turns, from Python's documentation and library
+and this project's pages: `text` in the figures, a hash of the tokens, tells when those have changed. Logits are
+compared less their mean, which no probability depends on. A best token is *clear* if float32 puts it `CLEAR` logits
+above the next.
+
+Both forms are in bfloat16: full weights, and the codes alone, which a window, computed at once, meets as decoding does.
+`BOUNDS` were written down before anything was measured; the exit code is 1 if one is broken. They hold for 4 bits where
+the checkpoint stores them, and they are the same numbers as the full weights. Others are rounded: figures, no bounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import pydoc_data.topics
+import statistics
+import sys
+import tarfile
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+from report import Report, parser
+from torch import Tensor
+
+from treadle.kernels.int4 import can_multiply_int4
+from treadle.runtime.engine.attention import GatheredAttention
+from treadle.runtime.engine.device import CPU
+from treadle.runtime.engine.layout import lay_out
+from treadle.runtime.engine.state import DeviceState
+from treadle.runtime.loading import open_model
+from treadle.runtime.models.checkpoint import Checkpoint
+from treadle.runtime.models.config import Weights
+from treadle.runtime.models.decoder import Decoder, load_decoder
+from treadle.runtime.text.tokenizer import Tokenizer
+from treadle.scheduler import Row
+
+TOKENS, WINDOW = 20_000, 512
+PAGE_SIZE = 16
+CLEAR = 0.25
+PROJECT = Path(__file__).parents[1]
+COMPARED_AT_ONCE = 128
+"""Positions whose logits are compared together: each has as many as the vocabulary."""
+
+AT_LEAST, AT_MOST = "at_least", "at_most"
+BOUNDS = {
+    "top1_agreement": (AT_LEAST, 98.0),
+    "clear_top1_agreement": (AT_LEAST, 99.5),
+    "logit_error": (AT_MOST, 2.0),
+    "perplexity_ratio": (AT_MOST, 1.01),
+}
+"""What bfloat16 may cost if the weights are the same, in the units of the figures."""
+
+
+class Reader:
+    """A decoder that reads windows of text, through the attention of the engine."""
+
+    def __init__(self, decoder: Decoder, window: int) -> None:
+        self._decoder = decoder
+        pages = -(-window // PAGE_SIZE)
+        self._state = DeviceState(decoder.config, decoder.dtype, pages, PAGE_SIZE, 1, window, CPU())
+        self._state.page_table[0] = torch.arange(pages)
+
+    @torch.inference_mode()
+    def logits(self, token_ids: Tensor) -> Tensor:
+        """`[T, vocab_size]`: what is expected after each token of a window."""
+        self._state.token_pool[0, : len(token_ids)] = token_ids
+        rows = [Row("window", slot=0, start=0, count=len(token_ids), sample=False)]
+        layout, window = lay_out(rows, self._state, CPU()), self._decoder.config.sliding_window
+        attention = GatheredAttention(self._state, rows, layout, self._decoder.dtype, window, cascade=False)
+        return self._decoder.forward(token_ids, attention, torch.arange(len(token_ids)))
+
+
+@dataclass(slots=True)
+class Cost:
+    """Sums over positions of how the logits of a form differ from those of float32.
+
+    The logits' error is the root mean square of what differs, in percent of that of the logits.
+    """
+
+    positions: int = 0
+    squared_error: float = 0.0
+    squared_logits: float = 0.0
+    largest_error: float = 0.0
+    agreeing: int = 0
+    clear: int = 0
+    clear_agreeing: int = 0
+    divergence: float = 0.0
+    log_likelihood: float = 0.0
+
+    def add(self, reference: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Counts `[T, vocab_size]` logits before the `[T]` tokens that come."""
+        two_best = reference.topk(2, -1)
+        is_clear = two_best.values[:, 0] - two_best.values[:, 1] > CLEAR
+        agrees = logits.argmax(-1) == two_best.indices[:, 0]
+        centred = reference - reference.mean(-1, keepdim=True)
+        error = logits - logits.mean(-1, keepdim=True) - centred
+        expected, found = reference.log_softmax(-1), logits.log_softmax(-1)
+        self.positions += len(targets)
+        self.squared_error += float(error.square().mean(-1).sum())
+        self.squared_logits += float(centred.square().mean(-1).sum())
+        self.largest_error = max(self.largest_error, float(error.abs().max()))
+        self.agreeing += int(agrees.sum())
+        self.clear += int(is_clear.sum())
+        self.clear_agreeing += int((agrees & is_clear).sum())
+        self.divergence += float((expected.exp() * (expected - found)).sum())
+        self.log_likelihood += float(found.gather(1, targets[:, None]).sum())
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(-self.log_likelihood / self.positions)
+
+    def figures(self, reference_perplexity: float) -> Iterator[tuple[str, float, str]]:
+        """Names, values and units."""
+        yield "top1_agreement", 100 * self.agreeing / self.positions, "%"
+        yield "clear_top1_agreement", 100 * self.clear_agreeing / max(self.clear, 1), "%"
+        yield "logit_error", 100 * math.sqrt(self.squared_error / self.squared_logits), "%"
+        yield "largest_logit_error", self.largest_error, "logits"
+        yield "kl_divergence", self.divergence / self.positions, "nats"
+        yield "perplexity", self.perplexity, ""
+        yield "perplexity_ratio", self.perplexity / reference_perplexity, "x"
+
+
+def default_texts() -> list[str]:
+    """English, code and Markdown that is wherever this program is."""
+    english = "\n\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))
+    modules = [module.__file__ for module in (argparse, statistics, tarfile, textwrap) if module.__file__]
+    pages = [
+        PROJECT / f"{name}.md" for name in ("docs/architecture", "docs/scheduling", "docs/tutorial", "CONTRIBUTING")
+    ]
+    code, markdown = ("\n\n".join(Path(path).read_text("utf-8") for path in paths) for paths in (modules, pages))
+    return [english, code, markdown]
+
+
+def windows(texts: Sequence[str], tokenizer: Tokenizer, size: int) -> Iterator[Tensor]:
+    """Windows of `size` tokens of each text by turns, until one ends; with a BOS if the model wants one."""
+    begin = [tokenizer.bos_token_id] if tokenizer.add_bos and tokenizer.bos_token_id is not None else []
+    length = size - len(begin)
+    token_ids = [tokenizer.encode(text) for text in texts]
+    for start in range(0, min(map(len, token_ids)) - length + 1, length):
+        for ids in token_ids:
+            yield torch.tensor(begin + list(ids[start : start + length]))
+
+
+def forms(checkpoint: Checkpoint) -> Iterator[tuple[Weights, bool]]:
+    """What is compared, and whether its weights are those of the checkpoint."""
+    yield "full", True
+    if can_multiply_int4(CPU.torch_device, torch.bfloat16):
+        matrices = [name for name in checkpoint.names() if name.endswith("_proj.weight")]
+        yield "int4-only", all(checkpoint.int4(name) is not None for name in matrices)
+
+
+def measure(checkpoint: Checkpoint, text: Sequence[Tensor], report: Report) -> list[str]:
+    """Reports what each form costs. Returns the bounds that are broken, in words."""
+
+    def reader(dtype: torch.dtype, weights: Weights) -> Reader:
+        return Reader(load_decoder(checkpoint, dtype, CPU.torch_device, weights=weights), len(text[0]))
+
+    same_weights = dict(forms(checkpoint))
+    reference, readers = reader(torch.float32, "full"), {form: reader(torch.bfloat16, form) for form in same_weights}
+    exact, costs = Cost(), {form: Cost() for form in readers}
+    for window in text:
+        expected, targets = reference.logits(window)[:-1], window[1:]
+        add_in_parts(exact, expected, expected, targets)
+        for form, cost in costs.items():
+            add_in_parts(cost, expected, readers[form].logits(window)[:-1], targets)
+    report.add("perplexity", exact.perplexity, "", dtype="float32", weights="full")
+    broken = []
+    for form, cost in costs.items():
+        for figure, value, unit in cost.figures(exact.perplexity):
+            bound = dict([BOUNDS[figure]]) if figure in BOUNDS and same_weights[form] else {}
+            report.add(figure, value, unit, dtype="bfloat16", weights=form, **bound)
+            if value < bound.get(AT_LEAST, value) or value > bound.get(AT_MOST, value):
+                kind, limit = BOUNDS[figure]
+                broken.append(f"weights {form}: {figure} is {value:.4g}, not {kind.replace('_', ' ')} {limit:g}")
+    return broken
+
+
+def add_in_parts(cost: Cost, reference: Tensor, logits: Tensor, targets: Tensor) -> None:
+    parts = (torch.split(whole, COMPARED_AT_ONCE) for whole in (reference, logits, targets))
+    for part in zip(*parts, strict=True):
+        cost.add(*part)
+
+
+def main() -> None:
+    options = parser((__doc__ or "").partition("\n")[0])
+    options.add_argument("--model", default="smollm2", help="name or path (default: smollm2)")
+    options.add_argument("--text", type=Path, metavar="FILE", help="what to read (default: docs and library of Python)")
+    options.add_argument("--tokens", type=int, default=TOKENS, help=f"how much of it (default: {TOKENS:,})")
+    options.add_argument("--threads", type=int, help="threads for tensor operations (default: torch's)")
+    args = options.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    checkpoint, tokenizer = open_model(args.model, pull=True)
+    if tokenizer is None:
+        sys.exit(f"{args.model} has no tokenizer, so it cannot read text; give a model that has one")
+    size = min(64 if args.quick else WINDOW, checkpoint.config.max_context)
+    count = 3 if args.quick else -(-args.tokens // size)
+    texts = [args.text.read_text("utf-8")] if args.text else default_texts()
+    text = list(islice(windows(texts, tokenizer, size), count))
+    if not text:
+        sys.exit(f"the text has less than {size} tokens; give a longer one")
+    digest = hashlib.sha256(str(list(chain(*(window.tolist() for window in text)))).encode()).hexdigest()[:8]
+    common = {"model": args.model, "text": digest, "tokens": size * len(text), "window": size}
+    report = Report({**common, "threads": torch.get_num_threads()}, as_json=args.json)
+    broken = measure(checkpoint, text, report)
+    report.finish()
+    # So few tokens as in a quick run say nothing.
+    if broken and not args.quick:
+        sys.exit("\n".join(broken))
+
+
+if __name__ == "__main__":
+    main()
