@@ -47,7 +47,7 @@ def prefill_attention(
     tokens, heads, size = q.shape
     kv_heads, rows = cache.shape[3], len(slots)
     group = heads // kv_heads
-    tile = prefill_tile(max_new * group, size, cache.element_size())
+    tile = prefill_tile(max_new, group, size, cache.element_size())
     out = torch.empty(tokens, heads, size, dtype=q.dtype, device=q.device)
     # Rows begin within a tile: each may need one more than its tokens fill.
     prefill_kernel[(tokens // (tile.queries // group) + rows, kv_heads)](

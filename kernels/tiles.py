@@ -18,12 +18,20 @@ SMALLEST_DOT = 16
 
 
 class Tile(NamedTuple):
-    """What a program holds at a time: queries (tokens times the heads of a group) and tokens of the context."""
+    """What a program holds at a time: queries (tokens or rows times the heads of a group) and tokens of the context."""
 
     queries: int
     tokens: int
     num_warps: int
     num_stages: int
+
+    def holding(self, group: int) -> Tile:
+        """This tile, or one with more queries if the heads of a group are more than it has."""
+        return self._replace(queries=max(self.queries, padded(group)))
+
+
+FLOAT32 = Tile(16, 16, 8, 2)
+"""Tensor cores do not multiply float32 exactly, and without them tiles must be small: registers spill at twice this."""
 
 
 def decode_splits(rows: int, kv_heads: int) -> int:
@@ -38,35 +46,45 @@ def decode_tile(group: int, head_size: int, cache_bytes: int) -> Tile:
     Decoding waits for memory. Five stages let Triton fetch two tiles ahead, after the pages that they are in; two
     programs of 72 KB (64 tokens of 128 bfloat16) have room on a processor.
     """
-    queries = max(padded(group), SMALLEST_DOT)
-    if head_size > 128 or cache_bytes > 2:
-        return Tile(queries, 32, 4, 3)
-    if cache_bytes == 1:
-        # To widen 64 tokens of codes takes 242 registers of 255.
-        return Tile(queries, 32, 4, 5)
-    return Tile(queries, 64, 4, 5)
-
-
-def prefill_tile(queries: int, head_size: int, cache_bytes: int) -> Tile:
-    """For a longest row of so many new tokens times heads of a group."""
     if cache_bytes > 2:
-        return Tile(32, 32, 4, 2)
-    if head_size > 128:
-        return Tile(64, 32, 8, 2)
-    if queries <= 64:
-        return Tile(64, 64, 4, 3)
-    return Tile(128, 64, 8, 3)
+        tile = FLOAT32
+    elif head_size > 128:
+        tile = Tile(SMALLEST_DOT, 32, 4, 3)
+    elif cache_bytes == 1:
+        # To widen 64 tokens of codes takes 242 registers of 255.
+        tile = Tile(SMALLEST_DOT, 32, 4, 5)
+    else:
+        tile = Tile(SMALLEST_DOT, 64, 4, 5)
+    return tile.holding(group)
+
+
+def prefill_tile(max_new: int, group: int, head_size: int, cache_bytes: int) -> Tile:
+    """For rows of at most so many new tokens, of `group` query heads each.
+
+    From 64 queries on, Triton multiplies with wgmma. 128 of them in 8 warps take 172 to 247 registers a thread.
+    """
+    if cache_bytes > 2:
+        tile = FLOAT32
+    elif head_size > 128:
+        tile = Tile(64, 32, 8, 2)
+    elif max_new * group <= 64:
+        tile = Tile(64, 64, 4, 3)
+    else:
+        tile = Tile(128, 64, 8, 3)
+    return tile.holding(group)
 
 
 def shared_tile(queries: int, head_size: int, cache_bytes: int) -> Tile:
-    """For a batch of so many rows times heads of a group, of which some share what they attend to."""
+    """For a batch of so many rows times heads of a group, of which some share what they attend to.
+
+    64 queries of 128 elements take all 255 registers of 4 warps, and two programs have room on a processor. What codes
+    take to be widened is then missing: beside 64 tokens of them registers spill.
+    """
     if cache_bytes > 2:
-        return Tile(32, 32, 4, 2)
+        return FLOAT32
     if head_size > 128:
-        return Tile(64, 32, 8, 2)
-    if queries <= 32:
-        return Tile(32, 64, 4, 3)
-    return Tile(64, 64, 4, 3)
+        return Tile(32 if cache_bytes == 1 else 64, 32, 8, 2)
+    return Tile(32 if queries <= 32 else 64, 32 if cache_bytes == 1 else 64, 4, 3)
 
 
 def padded(count: int) -> int:
