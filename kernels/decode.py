@@ -87,6 +87,7 @@ def attend_alone(
         table_stride=page_table.stride(0),
         window=NO_WINDOW if window is None else window,
         PARTS=weights.shape[2],
+        BLOCK_PARTS=padded(weights.shape[2]),
         SPLITS=num_splits,
         G=group,
         NUM_GROUPS=num_groups,
@@ -127,6 +128,7 @@ def decode_kernel(
     PAGE: tl.constexpr,
     SCALED: tl.constexpr,
     PARTS: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
     SPLITS: tl.constexpr,
     G: tl.constexpr,
     NUM_GROUPS: tl.constexpr,
@@ -147,9 +149,10 @@ def decode_kernel(
         shared = shared_tokens(groups, row, NUM_GROUPS, BLOCK_GROUPS)
         first = tl.maximum(first, shared)
         if (split == 0) & (shared == 0):
-            elsewhere = tl.arange(0, BLOCK_N)[None, :] + SPLITS
-            nothing = tl.full([BLOCK_M, BLOCK_N], -float("inf"), tl.float32)
-            tl.store(weights + part[:, None] + elsewhere, nothing, mask=live[:, None] & (elsewhere < PARTS))
+            elsewhere = tl.arange(0, BLOCK_PARTS)[None, :]
+            unwritten = live[:, None] & (elsewhere >= SPLITS) & (elsewhere < PARTS)
+            nothing = tl.full([BLOCK_M, BLOCK_PARTS], -float("inf"), tl.float32)
+            tl.store(weights + part[:, None] + elsewhere, nothing, mask=unwritten)
 
     # Whole tiles for each split; the last ones may get none.
     stretch = tl.cdiv(tl.cdiv(tl.maximum(length - first, 0), BLOCK_N), SPLITS) * BLOCK_N

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from treadle.kernels.tiles import padded
+
 
 @triton.jit
 def merge_kernel(
@@ -50,9 +52,9 @@ def merge(sums: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
         weights=weights,
         out_row_stride=out.stride(0),
         PARTS=parts,
-        BLOCK_PARTS=triton.next_power_of_2(parts),
+        BLOCK_PARTS=padded(parts),
         D=size,
-        BLOCK_D=triton.next_power_of_2(size),
+        BLOCK_D=padded(size),
         num_warps=4,
     )
     return out

@@ -108,7 +108,7 @@ def store_part(
     # NOTE: not `total > 0`, which NaN is not either.
     some = total != 0.0
     acc = acc / tl.where(some, total, 1.0)[:, None]
-    tl.store(sums + part[:, None] * D + d, acc, mask=(live & some)[:, None] & (d < D))
+    tl.store(sums + part[:, None] * D + d, acc, mask=live[:, None] & (d < D))
     weight = tl.where(some, best + tl.log2(tl.where(some, total, 1.0)), -float("inf"))
     tl.store(weights + part, weight, mask=live)
 

@@ -42,7 +42,7 @@ def shared_prefix_attention(
             the page size, and fewer than any of them has. Groups come in the order of their rows; those at the end may
             have no rows. A row belongs to one group at most.
         num_splits: Into how many parts what a row has alone is cut.
-        shared_splits: Into how many parts what a group shares is cut.
+        shared_splits: Into how many parts what a group shares is cut; `tiles.decode_splits` of the groups knows.
 
     The other arguments and the result are those of `decode_attention`.
     """

@@ -77,14 +77,14 @@ def prefill_tile(max_new: int, group: int, head_size: int, cache_bytes: int) -> 
 def shared_tile(queries: int, head_size: int, cache_bytes: int) -> Tile:
     """For a batch of so many rows times heads of a group, of which some share what they attend to.
 
-    64 queries of 128 elements take all 255 registers of 4 warps, and two programs have room on a processor. What codes
-    take to be widened is then missing: beside 64 tokens of them registers spill.
+    64 queries of 128 elements take 206 to 254 registers beside 32 tokens, so that two programs have room on a
+    processor; beside 64 tokens some spill. With heads of 64 elements 64 tokens do fit, unless they are codes to widen.
     """
     if cache_bytes > 2:
         return FLOAT32
     if head_size > 128:
         return Tile(32 if cache_bytes == 1 else 64, 32, 8, 2)
-    return Tile(32 if queries <= 32 else 64, 32 if cache_bytes == 1 else 64, 4, 3)
+    return Tile(32 if queries <= 32 else 64, 32 if head_size > 64 or cache_bytes == 1 else 64, 4, 3)
 
 
 def padded(count: int) -> int:

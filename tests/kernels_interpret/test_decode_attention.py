@@ -25,7 +25,7 @@ def assert_right(paged, *, group=2, num_splits=2, window=None, table_type=torch.
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("page", [16, 32, 64])
+@pytest.mark.parametrize("page", [4, 16, 32, 64])
 def test_sees_its_own_context_and_nothing_else(page, dtype):
     assert_right(paged_contexts([1, 64, 77, 130], page=page, dtype=dtype, seed=page))
 

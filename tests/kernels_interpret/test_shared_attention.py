@@ -72,9 +72,9 @@ def test_a_group_fills_several_tiles():
     assert_right(paged, groups, group=7, num_splits=1, shared_splits=1)
 
 
-@pytest.mark.parametrize(("num_splits", "shared_splits"), [(1, 1), (1, 4), (5, 3)])
+@pytest.mark.parametrize(("num_splits", "shared_splits"), [(1, 1), (1, 20), (5, 3)])
 def test_parts_without_a_context_count_for_nothing(num_splits, shared_splits):
-    groups = [(0, 2, 80)]
+    groups = [(0, 1, 80)]
     paged = paged_contexts([81, 100], kv_heads=1, shared=groups)
     assert_right(paged, groups, num_splits=num_splits, shared_splits=shared_splits)
 

@@ -17,7 +17,7 @@ import pytest
 
 MARK = "TREADLE_TESTS_APART"
 """Set in the other process."""
-_OUTCOMES: dict[Path, dict[tuple[str, str], ElementTree.Element]] = {}
+OUTCOMES = pytest.StashKey[dict[Path, dict[tuple[str, str], ElementTree.Element]]]()
 
 
 def run_apart(item: pytest.Function, environment: dict[str, str]) -> bool | None:
@@ -28,11 +28,11 @@ def run_apart(item: pytest.Function, environment: dict[str, str]) -> bool | None
     if MARK in os.environ:
         return None
     folder = item.path.parent
-    if folder not in _OUTCOMES:
-        _OUTCOMES[folder] = _run(
-            [other.nodeid for other in item.session.items if folder in other.path.parents], item, environment
-        )
-    outcome = _OUTCOMES[folder].get((item.path.stem, item.name))
+    outcomes = item.session.stash.setdefault(OUTCOMES, {})
+    if folder not in outcomes:
+        selected = [other.nodeid for other in item.session.items if folder in other.path.parents]
+        outcomes[folder] = _run(selected, item, environment)
+    outcome = outcomes[folder].get((item.path.stem, item.name))
     if outcome is None:
         pytest.fail("the process of its own ended without a result of this test", pytrace=False)
     for failure in (*outcome.findall("failure"), *outcome.findall("error")):
