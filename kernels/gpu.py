@@ -8,6 +8,7 @@ from treadle.kernels.fused import add_rms_norm, norm_rope_write, rms_norm, swigl
 from treadle.kernels.ops import Ops, PagedKernels
 from treadle.kernels.pages import copy_pages
 from treadle.kernels.prefill import prefill_attention
+from treadle.kernels.shared import shared_prefix_attention
 from treadle.kernels.tiles import decode_splits
 
 TRITON = Ops(
@@ -17,5 +18,10 @@ TRITON = Ops(
     swiglu=swiglu,
     copy_pages=copy_pages,
     choose=choose,
-    paged=PagedKernels(decode=decode_attention, prefill=prefill_attention, num_splits=decode_splits),
+    paged=PagedKernels(
+        decode=decode_attention,
+        shared=shared_prefix_attention,
+        prefill=prefill_attention,
+        num_splits=decode_splits,
+    ),
 )

@@ -78,11 +78,29 @@ class PrefillKernel(Protocol):
     ) -> Tensor: ...
 
 
+class SharedKernel(Protocol):
+    """See `shared.shared_prefix_attention`."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        cache: Tensor,
+        page_table: Tensor,
+        slots: Tensor,
+        lengths: Tensor,
+        groups: Tensor,
+        *,
+        num_splits: int,
+        shared_splits: int,
+    ) -> Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class PagedKernels:
     """Attention that follows page tables on the device. `num_splits` of a decode step is by its rows and KV heads."""
 
     decode: DecodeKernel
+    shared: SharedKernel
     prefill: PrefillKernel
     num_splits: Callable[[int, int], int]
 

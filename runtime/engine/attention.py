@@ -11,12 +11,9 @@ from torch import Tensor
 
 from treadle.kernels import reference as ops
 from treadle.runtime.engine.layout import Layout
-from treadle.runtime.engine.sharing import SharedPrefix, shared_prefixes
+from treadle.runtime.engine.sharing import SharedPrefix
 from treadle.runtime.engine.state import DeviceState
 from treadle.scheduler import Row
-
-LEAST_SAVED = 1024
-"""Tokens of KV that must not be read again for each row, for a group to be worth a product more in each layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +48,14 @@ class GatheredAttention:
         layout: Layout,
         dtype: torch.dtype,
         window: int | None,
-        *,
-        cascade: bool,
+        sharing: Sequence[SharedPrefix] = (),
     ) -> None:
         self._state = state
         self._dtype = dtype
         self._window = window
-        self._cascade = cascade and window is None
         self.positions, self.places = layout.positions, layout.places
         num_single = layout.num_single
-        self._groups = self._group(rows[:num_single])
+        self._groups = self._group(rows[:num_single], sharing)
         ends = np.cumsum([row.count for row in rows])
         self._prefills = [
             self._prefill(row, int(end)) for row, end in zip(rows[num_single:], ends[num_single:], strict=True)
@@ -80,11 +75,10 @@ class GatheredAttention:
             out[row.tokens] = ops.prefill_attention(q[row.tokens], cache, row.places, row.mask)
         return out
 
-    def _group(self, rows: Sequence[Row]) -> list[_DecodeGroup]:
+    def _group(self, rows: Sequence[Row], sharing: Sequence[SharedPrefix]) -> list[_DecodeGroup]:
         """Rows that share much, and the others by the power of two of their pages: at most half of what is gathered
         for those is padding."""
         size = self._state.page_size
-        sharing = self._sharing(rows)
         alone = set(range(len(rows))).difference(*(group.rows for group in sharing))
         by_size: dict[int, list[int]] = {}
         for index in sorted(alone):
@@ -93,21 +87,14 @@ class GatheredAttention:
             self._decode_group(rows, members) for members in by_size.values()
         ]
 
-    def _sharing(self, rows: Sequence[Row]) -> list[SharedPrefix]:
-        if not self._cascade or len(rows) < 2:
-            return []
-        # The page of a row's newest token is its own.
-        counts = [row.start // self._state.page_size for row in rows]
-        tables = self._state.page_table[[row.slot for row in rows], : max(counts)].numpy()
-        return shared_prefixes(tables, counts, -(-LEAST_SAVED // self._state.page_size))
-
     def _decode_group(self, rows: Sequence[Row], members: Sequence[int], shared: int = 0) -> _DecodeGroup:
         lengths = torch.tensor([[rows[i].end] for i in members])
         slots = torch.tensor([[rows[i].slot] for i in members])
         positions = torch.arange(shared, int(lengths.max()))
         # What lies behind a row's end may be another call's: there its own last place is repeated.
         places = self._state.places(slots, positions.minimum(lengths - 1))
-        tokens = slice(0, len(rows)) if len(members) == len(rows) else torch.tensor(members)
+        side_by_side = members[-1] - members[0] + 1 == len(members)
+        tokens = slice(members[0], members[-1] + 1) if side_by_side else torch.tensor(members)
         common = self._state.places(slots[0], torch.arange(shared)) if shared else None
         return _DecodeGroup(tokens, common, places, self._decode_mask(lengths, positions))
 

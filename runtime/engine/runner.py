@@ -14,6 +14,7 @@ from treadle.runtime.engine.graphs import DecodeGraphs
 from treadle.runtime.engine.layout import Layout, lay_out
 from treadle.runtime.engine.paged import PagedAttention
 from treadle.runtime.engine.sampler import Sampled, SampleRow, sample, token_logprob
+from treadle.runtime.engine.sharing import SharedPrefix, find_sharing
 from treadle.runtime.engine.state import DeviceState
 from treadle.runtime.models.decoder import Attention, Decoder
 from treadle.scheduler import Row, SamplingParams, TokenLogprob
@@ -80,18 +81,36 @@ class Runner:
     @torch.inference_mode()
     def forward(self, rows: Sequence[Row]) -> Forward:
         """Computes KV of the rows' tokens and logits of their last ones. Repeating it does no harm."""
+        rows, sharing = self._side_by_side(rows)
         if self._graphs is not None and all(row.count == 1 and row.sample for row in rows):
-            return Forward(tuple(rows), *self._graphs.forward(rows))
+            return Forward(tuple(rows), *self._graphs.forward(rows, sharing))
         layout = lay_out(rows, self.state, self.device)
-        logits = self.decoder.forward(layout.token_ids, self._attention(rows, layout), layout.sampling)
+        attention = self._attention(rows, layout, sharing)
+        logits = self.decoder.forward(layout.token_ids, attention, layout.sampling)
         return Forward(tuple(rows), logits, self.state.finite(layout.places[layout.last]))
 
-    def _attention(self, rows: Sequence[Row], layout: Layout) -> Attention:
+    def _side_by_side(self, rows: Sequence[Row]) -> tuple[Sequence[Row], list[SharedPrefix]]:
+        """The rows with those next to each other that share a prefix, and those groups."""
+        if not self._cascade or self.decoder.config.sliding_window is not None:
+            return rows, []
+        single = [row for row in rows if row.count == 1]
+        found = find_sharing(single, self.state.tables, self.state.page_size)
+        if not found:
+            return rows, []
+        ordered: list[Row] = []
+        groups = []
+        for group in found:
+            places = range(len(ordered), len(ordered) + len(group.rows))
+            groups.append(replace(group, rows=tuple(places)))
+            ordered += [single[i] for i in group.rows]
+        alone = set(range(len(single))).difference(*(group.rows for group in found))
+        return [*ordered, *(single[i] for i in sorted(alone)), *rows[len(single) :]], groups
+
+    def _attention(self, rows: Sequence[Row], layout: Layout, sharing: Sequence[SharedPrefix]) -> Attention:
         window, kernels = self.decoder.config.sliding_window, self.device.ops.paged
         if kernels is None:
-            dtype, cascade = self.decoder.dtype, self._cascade
-            return GatheredAttention(self.state, rows, layout, dtype, window, cascade=cascade)
-        return PagedAttention.of(self.state, kernels, rows, layout, self.device, window)
+            return GatheredAttention(self.state, rows, layout, self.decoder.dtype, window, sharing)
+        return PagedAttention.of(self.state, kernels, rows, layout, self.device, window, sharing)
 
     @torch.inference_mode()
     def sample(self, forward: Forward, calls: Mapping[str, SamplingCall]) -> Launched:

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from treadle.scheduler import Row
+
+LEAST_SAVED = 1024
+"""Tokens of KV that must not be read again for each row, for a group to be worth a product more in each layer."""
+
 
 @dataclass(frozen=True, slots=True)
 class SharedPrefix:
@@ -20,6 +25,16 @@ class SharedPrefix:
     def num_saved(self) -> int:
         """Pages that need not be read again."""
         return (len(self.rows) - 1) * self.num_pages
+
+
+def find_sharing(rows: Sequence[Row], tables: NDArray[np.int64], page_size: int) -> list[SharedPrefix]:
+    """Groups of rows with one token each. `tables` are the pages of each slot, `[slots, max_pages]`."""
+    if len(rows) < 2:
+        return []
+    # The page of a row's newest token is its own.
+    counts = [row.start // page_size for row in rows]
+    own = tables[[row.slot for row in rows], : max(counts)]
+    return shared_prefixes(own, counts, -(-LEAST_SAVED // page_size))
 
 
 def shared_prefixes(tables: NDArray[np.int64], num_pages: Sequence[int], least: int) -> list[SharedPrefix]:

@@ -22,6 +22,7 @@ class DeviceState:
         host_kv     [layers, 2, host_pages, ...]   in the host's memory: what was saved of pages that went to others
         token_pool  [slots, max_context]      known and sampled tokens; a sampled token is read from here by the next
         page_table  [slots, max_pages]        step, so it need not come to the host in between
+        tables      page_table, as the host knows it
     """
 
     def __init__(
@@ -45,7 +46,8 @@ class DeviceState:
         self.kv = torch.empty(arena(num_pages), dtype=dtype, device=where)
         self.host_kv = device.host_memory(arena(host_pages), dtype)
         self.token_pool = torch.zeros(num_slots, max_context, dtype=torch.int64, device=where)
-        self.page_table = torch.zeros(num_slots, -(-max_context // page_size), dtype=torch.int64, device=where)
+        self.tables = np.zeros((num_slots, -(-max_context // page_size)), dtype=np.int64)
+        self.page_table = torch.from_numpy(self.tables).to(where)
 
     def write(self, plan: StepPlan) -> None:
         """Carries out all of a plan but its rows.
@@ -62,7 +64,10 @@ class DeviceState:
         if plan.copies:
             copy_pages(self.kv, self.kv, *self._pairs(plan.copies))
         _scatter(self.token_pool, ((w.slot, w.position, w.token_ids) for w in plan.token_writes), self._device)
-        _scatter(self.page_table, ((w.slot, w.index, w.pages) for w in plan.page_writes), self._device)
+        for entry in plan.page_writes:
+            self.tables[entry.slot, entry.index : entry.index + len(entry.pages)] = entry.pages
+        if not self.page_table.is_cpu:
+            _scatter(self.page_table, ((w.slot, w.index, w.pages) for w in plan.page_writes), self._device)
         if plan.loads:
             pairs = self._pairs(plan.loads)
             with self._device.copying():

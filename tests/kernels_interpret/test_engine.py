@@ -5,7 +5,7 @@ import torch
 from support.engines import GREEDY, Bench, assert_same, checkpoint, with_seed
 
 from treadle.kernels.gpu import TRITON
-from treadle.runtime.engine import build
+from treadle.runtime.engine import build, sharing
 from treadle.runtime.engine.build import build_engine
 from treadle.runtime.engine.config import EngineConfig
 from treadle.runtime.engine.device import CPU
@@ -40,6 +40,20 @@ def test_tokens_are_the_same(monkeypatch, shape, overlap):
     for name in PROMPTS:
         assert_same(expected[name], outcomes[name])
     bench.assert_nothing_leaks()
+
+
+def test_rows_that_share_a_prefix_read_it_once(monkeypatch):
+    monkeypatch.setattr(sharing, "LEAST_SAVED", 1)
+    one, two = bench_with(TRITON, monkeypatch), Bench()
+    for bench in (one, two):
+        bench.submit("first", LONG, max_tokens=1)
+        bench.run()
+        bench.submit("alone", [9, 8, 7], max_tokens=3)
+        for index in range(3):
+            bench.submit(f"branch {index}", [*LONG, index], max_tokens=3)
+        bench.run()
+    for name, outcome in two.calls.items():
+        assert_same(outcome, one.calls[name])
 
 
 def test_pages_move_between_the_tiers(monkeypatch):

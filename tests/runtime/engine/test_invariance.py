@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.engines import GREEDY, Bench, assert_same, with_seed
 
-from treadle.runtime.engine import attention
+from treadle.runtime.engine import sharing
 
 SHAPES = ["tiny-llama", "tiny-qwen2.5", "tiny-qwen3", "tiny-mistral"]
 SHARED = [(7 * i) % 300 for i in range(40)]
@@ -84,7 +84,7 @@ def test_tokens_do_not_depend_on(variant, workload, shape):
 @property_test
 def test_tokens_do_not_depend_on_reading_once_what_rows_share(workload, overlap, shape):
     expected = alone(shape, workload)
-    with patch.object(attention, "LEAST_SAVED", 1):
+    with patch.object(sharing, "LEAST_SAVED", 1):
         bench = Bench(shape, overlap=overlap)
         for index, (prompt, max_tokens, params) in enumerate(workload):
             bench.submit(f"call {index}", SHARED + prompt, params, max_tokens=max_tokens)
