@@ -99,7 +99,9 @@ class PeerProcess:
     def __enter__(self) -> PeerProcess:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._signal(signal.SIGKILL)
         self.close()
 
     def _read_line(self, kind: str) -> bytes:

@@ -9,7 +9,9 @@ from typing import Any
 from peers.serving import Settings, serve
 
 PAGE_TOKENS = 256
+KV_TOKENS = 65_536
 MAX_STEP_TOKENS = 2048
+"""Both would be inferred from the memory of an accelerator."""
 LONGEST_STEP_S = 600.0
 
 
@@ -18,16 +20,19 @@ class TransformersEngine:
 
     def __init__(self, settings: Settings) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+        import transformers
 
+        library: Any = transformers
         logging.getLogger("transformers").setLevel(logging.ERROR)
         torch.set_num_threads(settings.threads)
-        model: Any = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.bfloat16).eval()
+        model = library.AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.bfloat16).eval()
         self._manager: Any = model.init_continuous_batching(
-            GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=settings.max_context),
-            ContinuousBatchingConfig(
+            library.GenerationConfig(
+                do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=settings.max_context
+            ),
+            library.ContinuousBatchingConfig(
                 page_size=PAGE_TOKENS,
-                num_blocks=settings.max_sequences * settings.max_context // PAGE_TOKENS // 4,
+                num_blocks=KV_TOKENS // PAGE_TOKENS,
                 max_batch_tokens=MAX_STEP_TOKENS,
             ),
         )
