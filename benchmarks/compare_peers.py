@@ -24,6 +24,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -265,6 +266,8 @@ def main() -> None:
     report = Report(
         {"model": args.model, "dtype": dtype, "weights": args.weights, "threads": args.threads}, as_json=args.json
     )
+    # Peers end with the scopes that opened them, whatever ends this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         run_all(args, report)
     except PeerError as error:

@@ -44,7 +44,11 @@ class Slot:
 
 
 class LlamaCppEngine:
-    """A model, and a context of the size of the workload."""
+    """A model, and a context of the size of the workload.
+
+    Sequences that share nothing have a KV stream each, as in llama.cpp's own benchmark of batches. Those that share a
+    prefix have one together, as in its server: steps that mix lengths are cut up stream by stream otherwise.
+    """
 
     def __init__(self, settings: Settings) -> None:
         import llama_cpp
@@ -60,25 +64,27 @@ class LlamaCppEngine:
         self._context: Any = None
         self._batch: Any = None
         self._memory: Any = None
-        self._room = (0, 0)
+        self._room: tuple[int, int, bool] | None = None
         self._num_batch = 0
         self._slots: dict[str, Slot] = {}
         self.version = f"llama-cpp-python {version('llama-cpp-python')}"
         self.precision = f"{self._description()}, KV in float16"
 
-    def begin(self, num_sequences: int, max_tokens: int) -> None:
+    def begin(self, num_sequences: int, max_tokens: int, *, share_prefix: bool) -> None:
         self._slots.clear()
-        if self._room == (num_sequences, max_tokens):
+        if self._room == (num_sequences, max_tokens, share_prefix):
             self._library.llama_memory_clear(self._memory, False)
             return
         self._close_context()
-        self._open_context(num_sequences, max_tokens)
+        self._open_context(num_sequences, max_tokens, share_prefix)
+        self._room = num_sequences, max_tokens, share_prefix
 
     def add(self, sequence: str, conversation: str, token_ids: list[int], new_tokens: int) -> None:
         slot = self._slots.get(conversation)
         if slot is None:
             slot = Slot(len(self._slots))
-            self._find_source(slot, token_ids)
+            if self._room is not None and self._room[2]:
+                self._find_source(slot, token_ids)
             self._slots[conversation] = slot
         else:
             assert token_ids[: slot.num_computed] == slot.tokens[: slot.num_computed]
@@ -124,10 +130,9 @@ class LlamaCppEngine:
         return sampled
 
     def _has_shared(self, slot: Slot) -> bool:
-        """Whether a slot has what it shares with another. A copy of a part would not work between KV streams."""
+        """Whether a slot has what it shares with another. In one KV stream a copy is a note in the cells."""
         if slot.source is not None and slot.source.num_computed >= slot.num_shared:
-            self._library.llama_memory_seq_cp(self._memory, slot.source.number, slot.number, -1, -1)
-            self._library.llama_memory_seq_rm(self._memory, slot.number, slot.num_shared, -1)
+            self._library.llama_memory_seq_cp(self._memory, slot.source.number, slot.number, 0, slot.num_shared)
             slot.num_computed, slot.source = slot.num_shared, None
         return slot.source is None
 
@@ -143,20 +148,19 @@ class LlamaCppEngine:
         if sample:
             batch.logits[batch.n_tokens - 1] = 1
 
-    def _open_context(self, num_sequences: int, max_tokens: int) -> None:
+    def _open_context(self, num_sequences: int, max_tokens: int, share_prefix: bool) -> None:
         library = self._library
         options = library.llama_context_default_params()
         options.n_ctx = num_sequences * -(-max_tokens // 256) * 256
         options.n_seq_max = num_sequences
         options.n_threads = options.n_threads_batch = self._threads
-        options.kv_unified = bool(int(os.environ.get("UNIFIED", "0")))
+        options.kv_unified = share_prefix
         self._context = library.llama_init_from_model(self._model, options)
         if not self._context:
             raise RuntimeError(f"llama.cpp has no room for {num_sequences} sequences of {max_tokens} tokens")
         self._memory = library.llama_get_memory(self._context)
         self._num_batch = library.llama_n_batch(self._context)
         self._batch = library.llama_batch_init(self._num_batch, 0, 1)
-        self._room = num_sequences, max_tokens
 
     def _close_context(self) -> None:
         if self._context is not None:

@@ -48,8 +48,11 @@ class PeerEngine(Protocol):
     version: str
     precision: str
 
-    def begin(self, num_sequences: int, max_tokens: int) -> None:
-        """Leaves the last workload behind, and makes room for sequences that will have at most so many tokens each."""
+    def begin(self, num_sequences: int, max_tokens: int, *, share_prefix: bool) -> None:
+        """Leaves the last workload behind, and makes room for sequences that will have at most so many tokens each.
+
+        `share_prefix` says whether they begin alike, for engines that are set up for one or the other.
+        """
         ...
 
     def add(self, sequence: str, conversation: str, token_ids: list[int], new_tokens: int) -> None:
@@ -93,7 +96,7 @@ def complete(engine: PeerEngine, prompts: list[list[int]], new_tokens: int) -> A
     `seconds` go from the first prompt to the last token. `decode_seconds` begin when the last sequence has its first
     token; `decode_tokens` are those generated in them.
     """
-    engine.begin(len(prompts), max(map(len, prompts)) + new_tokens)
+    engine.begin(len(prompts), max(map(len, prompts)) + new_tokens, share_prefix=False)
     counts: dict[str, int] = {}
     decode_began, tokens_before = 0.0, 0
     start = time.perf_counter()
@@ -117,7 +120,8 @@ def agents(engine: PeerEngine, prefix: list[int], results: list[list[list[int]]]
     the last agent.
     """
     num_turns = len(results[0])
-    engine.begin(len(results), len(prefix) + sum(map(len, results[0])) + num_turns * new_tokens)
+    max_tokens = len(prefix) + sum(map(len, results[0])) + num_turns * new_tokens
+    engine.begin(len(results), max_tokens, share_prefix=True)
     histories = [[*prefix, *result[0]] for result in results]
     running: dict[str, tuple[int, int]] = {}
     written: dict[str, int] = {}

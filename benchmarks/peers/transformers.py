@@ -43,7 +43,7 @@ class TransformersEngine:
         self.version = f"transformers {version('transformers')}"
         self.precision = "bfloat16"
 
-    def begin(self, num_sequences: int, max_tokens: int) -> None:
+    def begin(self, num_sequences: int, max_tokens: int, *, share_prefix: bool) -> None:
         self._sequences.clear()
         self._num_seen.clear()
 

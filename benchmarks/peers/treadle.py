@@ -39,7 +39,7 @@ class TreadleEngine:
         self._last_calls: dict[str, str] = {}
         self._sequences: dict[str, str] = {}
 
-    def begin(self, num_sequences: int, max_tokens: int) -> None:
+    def begin(self, num_sequences: int, max_tokens: int, *, share_prefix: bool) -> None:
         self._apply(*(EndProgram(program) for program in self._programs.values()))
         self._programs.clear()
         self._last_calls.clear()

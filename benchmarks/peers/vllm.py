@@ -71,7 +71,7 @@ class VLLMEngine:
         self.version = f"vllm {_version()}"
         self.precision = "bfloat16"
 
-    def begin(self, num_sequences: int, max_tokens: int) -> None:
+    def begin(self, num_sequences: int, max_tokens: int, *, share_prefix: bool) -> None:
         self._engine.reset_prefix_cache()
         self._sequences.clear()
 

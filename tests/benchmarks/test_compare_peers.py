@@ -101,7 +101,7 @@ class CountingEngine:
         self.prompts = {}
         self.rows = {}
 
-    def begin(self, num_sequences, max_tokens):
+    def begin(self, num_sequences, max_tokens, *, share_prefix):
         self.most_tokens = max_tokens
 
     def add(self, sequence, conversation, token_ids, new_tokens):
