@@ -12,7 +12,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(path.name for path in BENCHMARKS.glob("*.py") if path.name != "report.py")
 MODELS = {"quality.py": "smollm2", "workflows.py": "smollm2"}
 """Of scripts that need text; for the others random weights will do."""
-WITHOUT_MODEL = {"kernels.py", "policies.py", "scheduler_overhead.py"}
+WITHOUT_MODEL = {"kernel_roofline.py", "policies.py", "scheduler_overhead.py"}
 READING = {"quality.py"}
 """Scripts that give a model text, and have it write none."""
 NEEDED = {"figure", "value", "unit", "torch", "cpu", "load_average"}

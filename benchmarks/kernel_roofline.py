@@ -1,6 +1,6 @@
 """How near each tensor operation comes to what the device can do, and its result to float64.
 
-    python benchmarks/kernels.py --device cuda
+    python benchmarks/kernel_roofline.py --device cuda
 
 Of each operation: the median time, the bytes or floating-point operations a second, the share of the roofline, and the
 error. The roofline is measured first: an operation takes at least the time to move its bytes at the rate of copying a
