@@ -76,7 +76,7 @@ class Reader:
         self._state.token_pool[0, : len(token_ids)] = token_ids
         rows = [Row("window", slot=0, start=0, count=len(token_ids), sample=False)]
         layout, window = lay_out(rows, self._state, CPU()), self._decoder.config.sliding_window
-        attention = GatheredAttention(self._state, rows, layout, self._decoder.dtype, window, cascade=False)
+        attention = GatheredAttention(self._state, rows, layout, self._decoder.dtype, window)
         return self._decoder.forward(token_ids, attention, torch.arange(len(token_ids)))
 
 
