@@ -10,8 +10,10 @@ from treadle.kernels.linear import can_pack, pack, packed_linear
 
 UPCAST_ROWS = 1024
 """Rows of a weight that are float32 at a time, where a product needs them so: they should stay in the cache."""
+FEW_ROWS = 16
+"""Most inputs for which it is cheaper to compute again what is near the best than all: finding it takes its time."""
 MOST_NEAR = 4096
-"""Most logits that are computed one by one. Where more are near the best, it is cheaper to compute all of them."""
+"""Most logits that are computed one by one."""
 
 
 class Head:
@@ -33,23 +35,24 @@ class Head:
     def __call__(self, x: Tensor) -> Tensor:
         """Logits `[R, V]` of `[R, in]` inputs."""
         if self._packed is not None:
-            return self._near_the_best(x, self._packed)
+            return self._from_rounded(x, self._packed)
         if x.dtype == torch.float32:
             return F.linear(x, self._weight)
         if x.is_cuda:
             return torch.mm(x, self._weight.t(), out_dtype=torch.float32)
         return torch.cat([F.linear(x.float(), rows.float()) for rows in torch.split(self._weight, UPCAST_ROWS)], -1)
 
-    def _near_the_best(self, x: Tensor, packed: Tensor) -> Tensor:
+    def _from_rounded(self, x: Tensor, packed: Tensor) -> Tensor:
         """A rounded logit is off by at most a 512th of its size: what is computed again includes the best."""
         rounded = packed_linear(x, packed)
         logits = rounded.float()
-        best = logits.amax(-1, keepdim=True)
-        rows, tokens = (logits >= best - best.abs() / 64 - 4).nonzero(as_tuple=True)
-        if len(rows) > MOST_NEAR:
-            return logits.sub_(_remainder(x, rounded, packed))
-        exact = (x[rows].float() * self._weight[tokens].float()).sum(-1)
-        return logits.index_put_((rows, tokens), exact)
+        if len(x) <= FEW_ROWS:
+            best = logits.amax(-1, keepdim=True)
+            rows, tokens = (logits >= best - best.abs() / 64 - 4).nonzero(as_tuple=True)
+            if len(rows) <= MOST_NEAR:
+                exact = (x[rows].float() * self._weight[tokens].float()).sum(-1)
+                return logits.index_put_((rows, tokens), exact)
+        return logits.sub_(_remainder(x, rounded, packed))
 
 
 def _remainder(x: Tensor, rounded: Tensor, packed: Tensor) -> Tensor:

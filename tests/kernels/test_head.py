@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from treadle.kernels import head as head_module
-from treadle.kernels.head import Head
+from treadle.kernels.head import FEW_ROWS, Head
 from treadle.kernels.linear import Linear, can_pack
 
 needs_packing = pytest.mark.skipif(
     not can_pack(torch.device("cpu"), torch.bfloat16), reason="this processor does not multiply bfloat16"
 )
 VOCABULARY, SIZE = 49_152, 64
-ROWS = [0, 1, 3, 16, 64]
+ROWS = [0, 1, 3, FEW_ROWS, FEW_ROWS + 1, 64]
 
 
 def random(*shape, dtype=torch.bfloat16):
