@@ -203,6 +203,7 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tup
 
 def _gather(cache: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values, `[B, K, N, D]`, of `[B, N]` places."""
-    gathered = cache.flatten(1, 2).index_select(1, places.flatten())
-    keys, values = gathered.view(2, *places.shape, *cache.shape[3:]).transpose(2, 3)
+    shape, places = (*places.shape, *cache.shape[3:]), places.flatten()
+    # NOTE: along the first dimension, because torch selects from no other with more than one thread.
+    keys, values = (side.index_select(0, places).view(shape).transpose(1, 2) for side in cache.flatten(1, 2))
     return keys, values
