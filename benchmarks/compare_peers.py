@@ -200,9 +200,9 @@ def add_figure(report: Report, work: Workload, theirs: Side, ours: Side, pairs: 
     """The median ratio of the rounds, its range, and both sides' medians."""
     more_is_better = work.measure == "tokens_per_second"
     ratios = [mine / other if more_is_better else other / mine for mine, other in pairs]
-    ranges: dict[str, Parameter] = {"lowest": round(min(ratios), 4), "highest": round(max(ratios), 4)}
+    ranges: dict[str, Parameter] = {"lowest": round(min(ratios), 6), "highest": round(max(ratios), 6)}
     medians: dict[str, Parameter] = {
-        f"{side}_{work.measure}": round(statistics.median(values), 4)
+        f"{side}_{work.measure}": round(statistics.median(values), 6)
         for side, values in zip(("treadle", "peer"), zip(*pairs, strict=True), strict=True)
     }
     about: dict[str, Parameter] = {

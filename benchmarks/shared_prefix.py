@@ -127,7 +127,7 @@ def add_figures(report: Report, rates: dict[bool, list[float]], sizes: dict[str,
     for cascade, found in rates.items():
         report.add("decode_tokens_per_second", statistics.median(found), "tokens/s", **sizes, cascade=cascade)
     ratios = [on / off for on, off in zip(rates[True], rates[False], strict=True)]
-    spread: dict[str, Parameter] = {"lowest": round(min(ratios), 4), "highest": round(max(ratios), 4)}
+    spread: dict[str, Parameter] = {"lowest": round(min(ratios), 6), "highest": round(max(ratios), 6)}
     report.add("cascade_ratio", statistics.median(ratios), "x", **sizes, **spread)
 
 

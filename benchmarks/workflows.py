@@ -212,7 +212,7 @@ def add_figures(report: Report, workflow: Workflow, runs: dict[str, list[Run]]) 
             for name in ("treadle", way)
         }
         ratios = [other.seconds / ours.seconds for other, ours in pairs]
-        seconds |= {"lowest": round(min(ratios), 4), "highest": round(max(ratios), 4)}
+        seconds |= {"lowest": round(min(ratios), 6), "highest": round(max(ratios), 6)}
         report.add(f"completion_ratio{suffix}", statistics.median(ratios), "x", **common, **seconds)
         tokens: dict[str, Parameter] = {
             f"{name}_prefilled": statistics.median_low(run.num_prefilled for run in runs[name])

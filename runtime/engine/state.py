@@ -41,6 +41,7 @@ class DeviceState:
 
         self.page_size = page_size
         self._device = device
+        self._loading: tuple[Tensor, Tensor] | None = None
         where = device.torch_device
         # Pages that hold anything: on a CPU memory is not touched before it is used, and costs nothing until then.
         self.kv = torch.empty(arena(num_pages), dtype=dtype, device=where)
@@ -68,10 +69,11 @@ class DeviceState:
             self.tables[entry.slot, entry.index : entry.index + len(entry.pages)] = entry.pages
         if not self.page_table.is_cpu:
             _scatter(self.page_table, ((w.slot, w.index, w.pages) for w in plan.page_writes), self._device)
-        if plan.loads:
-            pairs = self._pairs(plan.loads)
+        # Kept until they are waited for: memory given back could be written again while a copy still reads it.
+        self._loading = self._pairs(plan.loads) if plan.loads else None
+        if self._loading is not None:
             with self._device.copying():
-                copy_pages(self.host_kv, self.kv, *pairs)
+                copy_pages(self.host_kv, self.kv, *self._loading)
 
     def _pairs(self, pairs: Iterable[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         sources, targets = self._device.send(torch.tensor(list(pairs)).t())
