@@ -76,7 +76,9 @@ def write_by_reference(qkv, q_norm, k_norm, eps, cos, sin, cache, places, scales
     """The same in plain torch, which knows no padding."""
     real = places >= 0
     reference.norm_rope_write(qkv[real], q_norm, k_norm, eps, cos[real], sin[real], cache, places[real], scales)
-    return reference.norm_rope_write(qkv, q_norm, k_norm, eps, cos, sin, torch.zeros_like(cache).float(), places.abs())
+    return reference.norm_rope_write(
+        qkv, q_norm, k_norm, eps, cos, sin, torch.zeros(cache.shape, dtype=qkv.dtype), places.abs()
+    )
 
 
 def empty_cache(dtype, size):
