@@ -18,12 +18,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from treadle.kernels.sampling import GREEDY_UP_TO
+
 BLOCK = 2048
 """Logits that a program looks at together."""
 SCAN_WARPS = 8
 DECIDE_WARPS = 16
-GREEDY_BELOW = tl.constexpr(1e-5)
-"""Temperatures up to this mean greedy: dividing by them would overflow."""
+GREEDY = tl.constexpr(GREEDY_UP_TO)
 PIVOTS = tl.constexpr(8)
 """Thresholds that are tried in one pass over a row's logits."""
 NEGLIGIBLE = tl.constexpr(104.0)
@@ -117,7 +118,7 @@ def scan_kernel(
     tl.store(bests + cell, tl.where(broken > 0, float("nan"), tl.max(values, 0)))
     temperature = tl.load(temperatures + row)
     unfiltered = (tl.load(top_k + row) <= 0) & (tl.load(top_p + row) >= 1.0) & (tl.load(min_p + row) <= 0.0)
-    if (temperature > GREEDY_BELOW) & unfiltered:
+    if (temperature > GREEDY) & unfiltered:
         noise = _noise(tl.load(seeds + row), tl.load(positions + row), ids)
         values = tl.div_rn(values, temperature) + noise
     value, winner = tl.max(values, 0, return_indices=True)
@@ -295,7 +296,7 @@ def decide_kernel(
     else:
         temperature = tl.load(temperatures + row)
         k, p, least_share = tl.load(top_k + row), tl.load(top_p + row), tl.load(min_p + row)
-        if (temperature > GREEDY_BELOW) & ((k > 0) | (p < 1.0) | (least_share > 0.0)):
+        if (temperature > GREEDY) & ((k > 0) | (p < 1.0) | (least_share > 0.0)):
             row_logits, words, mask_row = _row_inputs(logits, stride, bitmasks, mask_rows, row, V)
             winner = _filtered_winner(
                 best, block_bests, temperature, k, p, least_share, tl.load(seeds + row), tl.load(positions + row),
@@ -326,7 +327,7 @@ def choose(
     token is the best of what is left after `sampling.gumbel_noise` was added.
 
     Args:
-        temperatures: float32 `[R]`; up to 1e-5 the best logit is taken, and nothing else counts but the bitmask.
+        temperatures: float32 `[R]`; up to `GREEDY_UP_TO` only the bitmask and the best logit count.
         top_k: int64 `[R]`, 0 for all.
         top_p, min_p: float32 `[R]`, 1 and 0 for all.
         seeds, positions: int64 `[R]`.
