@@ -48,6 +48,11 @@ def num_kv_pages(checkpoint: Checkpoint, config: EngineConfig) -> int:
     free = memory - needs.weights - (0 if on_gpu else config.host_pages * needs.page)
     if pages * needs.page > free:
         raise InvalidRequestError(_too_large(checkpoint, config, memory))
+    if on_gpu and config.host_pages * needs.page > usable_memory():
+        raise InvalidRequestError(
+            f"{config.host_pages} host pages take {_gib(config.host_pages * needs.page)}, and this process may use "
+            f"{_gib(usable_memory())}; use fewer"
+        )
     if config.num_pages is not None:
         return config.num_pages
     usual = free * 9 // 10 if on_gpu else min(DEFAULT_KV_BYTES, memory // 8, free)
