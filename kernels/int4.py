@@ -1,17 +1,13 @@
-"""Matrices in 4 bits a weight, and products with them that read the codes as they are."""
+"""Products with weights in 4 bits that read the codes as they are, by an operation of torch."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from treadle.kernels.codes import GROUP, Int4Matrix
 from treadle.kernels.linear import Linear
 
-GROUP = 32
-"""Weights of a row that share a scale and a minimum."""
 OUT_MULTIPLE = 16
 """The kernel packs this many rows of a matrix together."""
 FEW_ROWS = 8
@@ -20,43 +16,6 @@ FEW_ROWS = 8
 Decoding a few rows waits for weights to come from memory, and codes are a quarter of them. But the kernel expands them
 again for each four inputs, without the matrix unit, so its time grows with the inputs where bfloat16's stays the same.
 """
-
-
-class Int4Matrix(NamedTuple):
-    """`[out, in]` weights `scale * code + minimum`, with a scale and a minimum for each 32 of a row.
-
-    Attributes:
-        codes: uint8 `[out, in]`, 0 to 15.
-        scales: float32 `[out, in / 32]`.
-        minima: float32 `[out, in / 32]`.
-    """
-
-    codes: Tensor
-    scales: Tensor
-    minima: Tensor
-
-    def dequantize(self) -> Tensor:
-        """The float32 matrix that this stands for."""
-        # NOTE: not addcmul_, which may fuse and then differs from other readers of such codes in the last bit.
-        groups = self.codes.view(*self.scales.shape, GROUP).float()
-        return groups.mul_(self.scales[..., None]).add_(self.minima[..., None]).flatten(-2)
-
-
-def quantize_int4(weight: Tensor) -> Int4Matrix:
-    """The nearest codes between the least and the greatest of each 32 weights of a floating-point `[out, in]` matrix.
-
-    `in` is a multiple of 32. No weight is off by more than a thirtieth of what its group spans.
-    """
-    groups = weight.float().reshape(len(weight), -1, GROUP)
-    least, greatest = groups.aminmax(dim=-1)
-    scales = (greatest - least) / 15
-    steps = (groups - least[..., None]) / scales.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
-    return Int4Matrix(steps.round_().clamp_(0, 15).to(torch.uint8).flatten(-2), scales, least)
-
-
-def concat_rows(matrices: Sequence[Int4Matrix]) -> Int4Matrix:
-    """Matrices of the same inputs as one: the outputs of the first, then those of the next."""
-    return Int4Matrix(*(torch.cat(parts) for parts in zip(*matrices, strict=True)))
 
 
 def can_multiply_int4(device: torch.device, dtype: torch.dtype) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from treadle.kernels import reference, sampling
+
+if TYPE_CHECKING:
+    from treadle.kernels.native import Native
 
 
 class NormRopeWrite(Protocol):
@@ -95,6 +98,14 @@ class SharedKernel(Protocol):
     ) -> Tensor: ...
 
 
+class Attend(Protocol):
+    """See `Native.attention`."""
+
+    def __call__(
+        self, q: Tensor, cache: Tensor, page_table: Tensor, runs: Tensor, tasks: Tensor, window: int | None
+    ) -> Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class PagedKernels:
     """Attention that follows page tables on the device. `num_splits` of a decode step is by its rows and KV heads."""
@@ -109,7 +120,8 @@ class PagedKernels:
 class Ops:
     """What has a kernel on some device. `reference` and `sampling` say what each does.
 
-    Without `paged` kernels contexts are gathered before they are attended to.
+    `add_rms_norm` may write over its second argument. Contexts are attended to by `attend`, or by `paged` kernels;
+    without either they are gathered first.
     """
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
@@ -118,6 +130,7 @@ class Ops:
     swiglu: Callable[[Tensor], Tensor]
     copy_pages: Callable[[Tensor, Tensor, Tensor, Tensor], None]
     choose: Choose
+    attend: Attend | None = None
     paged: PagedKernels | None = None
 
 
@@ -129,3 +142,15 @@ REFERENCE = Ops(
     copy_pages=reference.copy_pages,
     choose=sampling.choose,
 )
+
+
+def native_ops(native: Native) -> Ops:
+    """The operations of a processor that `native.c` is for."""
+    return replace(
+        REFERENCE,
+        rms_norm=native.rms_norm,
+        add_rms_norm=native.add_rms_norm,
+        norm_rope_write=native.norm_rope_write,
+        swiglu=native.swiglu,
+        attend=native.attention,
+    )

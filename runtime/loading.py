@@ -16,7 +16,7 @@ from treadle.runtime.threads import run_in_daemon
 if TYPE_CHECKING:
     import torch
 
-    from treadle.kernels.int4 import Int4Matrix
+    from treadle.kernels.codes import Int4Matrix, Int8Matrix
     from treadle.runtime.models.checkpoint import Checkpoint
     from treadle.runtime.text.tokenizer import Tokenizer
 
@@ -66,9 +66,9 @@ class StoppableCheckpoint:
         self._check()
         return self._checkpoint.tensor(name)
 
-    def int4(self, name: str) -> Int4Matrix | None:
+    def codes(self, name: str) -> Int4Matrix | Int8Matrix | None:
         self._check()
-        return self._checkpoint.int4(name)
+        return self._checkpoint.codes(name)
 
 
 async def load_in_thread(load: Callable[[Check], T], close: Callable[[T], object]) -> T:

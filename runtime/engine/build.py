@@ -17,6 +17,7 @@ from treadle.runtime.engine.engine import Engine
 from treadle.runtime.engine.graphs import DecodeGraphs
 from treadle.runtime.engine.learned import LearnedFile
 from treadle.runtime.engine.memory import max_context, num_kv_pages
+from treadle.runtime.engine.native import find_native
 from treadle.runtime.engine.runner import Runner
 from treadle.runtime.engine.state import DeviceState
 from treadle.runtime.errors import InvalidRequestError
@@ -40,7 +41,9 @@ def build_engine(
     for a model that memory cannot hold.
     """
     torch.set_num_threads(config.num_threads or default_num_threads(torch.get_num_threads(), usable_cores()))
-    model, dtype, device = checkpoint.config, torch_dtype(config.dtype, config.device), open_device(config.device)
+    model, dtype = checkpoint.config, torch_dtype(config.dtype, config.device)
+    native = find_native(model, config)
+    device = open_device(config.device, native)
     scheduler = _build_scheduler(checkpoint, config)
     learned = LearnedFile(config.learned, scheduler.books) if config.learned is not None else None
     state = DeviceState(
@@ -60,6 +63,7 @@ def build_engine(
         ops=device.ops,
         weights=config.weights,
         packed_weights=config.packed_weights,
+        native=native,
     )
     graphs = _decode_graphs(decoder, state, device, config)
     runner = Runner(decoder, state, device, graphs, cascade=config.cascade)

@@ -55,6 +55,8 @@ class EngineConfig:
             `auto`: those that the checkpoint stores so (Q4_0, Q4_1), where this processor multiplies bfloat16 with
             them, and that is the dtype; they are kept in bfloat16 too, for more tokens. `full`: none. `int4`: all, and
             in bfloat16 too; others are rounded. `int4-only`: all, and not in bfloat16: least memory, slow prompts.
+        native: Whether a CPU computes with operations of our own, built by the C compiler at the first start. They are
+            for bfloat16, and for processors with AMX; elsewhere, and without a compiler, torch computes.
         packed_weights: Whether matrices are laid out for the processor when they are loaded. Only bfloat16 gains, and
             a head that is tied to the embedding is kept twice.
         learned: A file that keeps between runs how long pauses and outputs are: read, if it is there, when the engine
@@ -80,6 +82,7 @@ class EngineConfig:
     graphs: bool = True
     overlap: bool | None = None
     weights: Weights = "auto"
+    native: bool = True
     packed_weights: bool = True
     learned: str | Path | None = None
     num_threads: int | None = None

@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from treadle.kernels.ops import REFERENCE, Ops
+from treadle.kernels.native import Native
+from treadle.kernels.ops import REFERENCE, Ops, native_ops
 from treadle.runtime.engine.config import DeviceName
 from treadle.runtime.errors import InvalidRequestError
 
@@ -136,10 +137,13 @@ class _CudaEvent:
         self._event.synchronize()
 
 
-def open_device(name: DeviceName) -> Device:
-    """The device of a name. Raises `InvalidRequestError` if this machine, or this build of torch, has none."""
+def open_device(name: DeviceName, native: Native | None = None) -> Device:
+    """The device of a name; a CPU computes with `native` operations, where there are some.
+
+    Raises `InvalidRequestError` if this machine, or this build of torch, has no such device.
+    """
     if name == "cpu":
-        return CPU()
+        return CPU(REFERENCE if native is None else native_ops(native))
     if torch.version.cuda is None:
         raise InvalidRequestError(
             "device is 'cuda', but this torch was built without CUDA; install a build that has it, or use device='cpu'"

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from treadle.kernels.int4 import GROUP, can_multiply_int4
+from treadle.kernels.codes import GROUP, Int4Matrix, Int8Matrix
+from treadle.kernels.int4 import can_multiply_int4
 from treadle.kernels.linear import can_pack
 from treadle.runtime.engine.cgroup import usable_memory
 from treadle.runtime.engine.config import EngineConfig, kv_bytes_per_token, torch_dtype
@@ -84,7 +85,7 @@ def _bytes_per_weight(checkpoint: Checkpoint, config: EngineConfig, dtype: torch
     """Of the layers' matrices: in 4 bits, in the model's type, or in both."""
     in_int4 = config.weights in INT4_WEIGHTS
     if config.weights == "auto" and can_multiply_int4(torch.device(config.device), dtype):
-        in_int4 = checkpoint.int4("model.layers.0.self_attn.k_proj.weight") is not None
+        in_int4 = isinstance(checkpoint.codes("model.layers.0.self_attn.k_proj.weight"), Int4Matrix)
     return (INT4_BYTES if in_int4 else 0) + (0 if config.weights == "int4-only" else dtype.itemsize)
 
 

@@ -12,6 +12,7 @@ from treadle.runtime.engine.attention import GatheredAttention
 from treadle.runtime.engine.device import Device, Event
 from treadle.runtime.engine.graphs import DecodeGraphs
 from treadle.runtime.engine.layout import Layout, lay_out
+from treadle.runtime.engine.native_attention import NativeAttention
 from treadle.runtime.engine.paged import PagedAttention
 from treadle.runtime.engine.sampler import Sampled, SampleRow, sample, token_logprob
 from treadle.runtime.engine.sharing import SharedPrefix, find_sharing
@@ -107,7 +108,9 @@ class Runner:
         return [*ordered, *(single[i] for i in sorted(alone)), *rows[len(single) :]], groups
 
     def _attention(self, rows: Sequence[Row], layout: Layout, sharing: Sequence[SharedPrefix]) -> Attention:
-        window, kernels = self.decoder.config.sliding_window, self.device.ops.paged
+        window, attend, kernels = self.decoder.config.sliding_window, self.device.ops.attend, self.device.ops.paged
+        if attend is not None:
+            return NativeAttention(self.state, attend, rows, layout, window, sharing)
         if kernels is None:
             return GatheredAttention(self.state, rows, layout, self.decoder.dtype, window, sharing)
         return PagedAttention.of(self.state, kernels, rows, layout, self.device, window, sharing)

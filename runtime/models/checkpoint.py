@@ -11,14 +11,14 @@ from treadle.runtime.models.config import ModelConfig
 if TYPE_CHECKING:
     import torch
 
-    from treadle.kernels.int4 import Int4Matrix
+    from treadle.kernels.codes import Int4Matrix, Int8Matrix
 
 
 class Checkpoint(Protocol):
     """An opened model: its shape, and its tensors by their Hugging Face names.
 
     Opening reads headers only. `tensor` reads one tensor, dequantised if need be, in the layout that Hugging Face
-    uses (`[out_features, in_features]`, rotary halves split, not interleaved); `int4` reads one as it is stored.
+    uses (`[out_features, in_features]`, rotary halves split, not interleaved); `codes` reads one as it is stored.
     """
 
     path: Path | None
@@ -32,6 +32,6 @@ class Checkpoint(Protocol):
         """One tensor on the CPU in a floating-point type. Raises `CorruptModelError` if it is absent or damaged."""
         ...
 
-    def int4(self, name: str) -> Int4Matrix | None:
-        """The codes of a matrix that is stored in 4 bits, which stand for what `tensor` gives; None for any other."""
+    def codes(self, name: str) -> Int4Matrix | Int8Matrix | None:
+        """The codes of a matrix that is stored in some, which stand for what `tensor` gives; None for any other."""
         ...

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Weights = Literal["auto", "full", "int4", "int4-only"]
+Weights = Literal["auto", "full", "int8", "int4", "int4-only"]
 """Which matrices of the layers are kept in 4 bits, see `EngineConfig`."""
-WEIGHTS: tuple[Weights, ...] = ("auto", "full", "int4", "int4-only")
+WEIGHTS: tuple[Weights, ...] = ("auto", "full", "int8", "int4", "int4-only")
 INT4_WEIGHTS: tuple[Weights, ...] = ("int4", "int4-only")
 
 

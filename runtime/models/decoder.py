@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from treadle.kernels.head import Head
+from treadle.kernels.native import Native
 from treadle.kernels.ops import REFERENCE, Ops
 from treadle.runtime.models.checkpoint import Checkpoint
 from treadle.runtime.models.config import ModelConfig, Weights
@@ -52,7 +52,7 @@ class Decoder:
     """Turns token ids into logits. Weights stay as they are; keys and values live behind `Attention`."""
 
     def __init__(
-        self, config: ModelConfig, embedding: Tensor, layers: list[Layer], norm: Tensor, head: Head, ops: Ops
+        self, config: ModelConfig, embedding: Tensor, layers: list[Layer], norm: Tensor, head: Projection, ops: Ops
     ) -> None:
         self.config = config
         self.dtype = embedding.dtype
@@ -106,6 +106,7 @@ def load_decoder(
     ops: Ops = REFERENCE,
     weights: Weights = "auto",
     packed_weights: bool = True,
+    native: Native | None = None,
 ) -> Decoder:
     """Reads all weights of a checkpoint into a decoder.
 
@@ -114,13 +115,14 @@ def load_decoder(
         dtype: Of the weights that are not in 4 bits, and of everything computed.
         device: Where the decoder is.
         ops: What it computes with there.
-        weights: Which matrices of the layers are kept in 4 bits.
+        weights: Which matrices of the layers are kept in codes.
         packed_weights: Keep the others in the layout that the processor multiplies fastest, where there is one.
+        native: What multiplies, instead of torch.
 
-    Raises `CorruptModelError` for what is missing or damaged, `InvalidRequestError` for what cannot be in 4 bits.
+    Raises `CorruptModelError` for what is missing or damaged, `InvalidRequestError` for what cannot be in codes.
     """
     config = checkpoint.config
-    reader = WeightReader(checkpoint, dtype, device, weights, packed=packed_weights)
+    reader = WeightReader(checkpoint, dtype, device, weights, packed=packed_weights, native=native)
 
     def layer(prefix: str) -> Layer:
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
@@ -137,5 +139,6 @@ def load_decoder(
 
     embedding = reader.tensor("model.embed_tokens.weight")
     layers = [layer(f"model.layers.{index}") for index in range(config.num_layers)]
-    head = embedding if config.tied_embeddings else reader.tensor("lm_head.weight")
-    return Decoder(config, embedding, layers, reader.tensor("model.norm.weight"), reader.head(head), ops)
+    name = "model.embed_tokens.weight" if config.tied_embeddings else "lm_head.weight"
+    head = reader.head(name, embedding if config.tied_embeddings else reader.tensor(name))
+    return Decoder(config, embedding, layers, reader.tensor("model.norm.weight"), head, ops)

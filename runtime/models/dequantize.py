@@ -16,7 +16,7 @@ import torch
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize as gguf_dequantize
 
-from treadle.kernels.int4 import GROUP, Int4Matrix
+from treadle.kernels.codes import GROUP, Int4Matrix, Int8Matrix
 
 INT4_QUANTIZATIONS = ("Q4_0", "Q4_1")
 """Element types that `read_int4` reads."""
@@ -40,7 +40,7 @@ def dequantize(
         case "Q4_0" | "Q4_1":
             return read_int4(data, quantization, shape).dequantize()
         case "Q8_0":
-            return _q8_0(owned.view(-1, 34)).view(shape)
+            return read_int8(data, shape).dequantize()
         case _:
             rows = data.reshape(*shape[:-1], -1)
             weights = gguf_dequantize(rows, GGMLQuantizationType[quantization])
@@ -59,10 +59,14 @@ def read_int4(
     return Int4Matrix(codes.view(shape), scales.view(groups), minima.view(groups))
 
 
+def read_int8(data: np.ndarray[tuple[int], np.dtype[np.uint8]], shape: tuple[int, ...]) -> Int8Matrix:
+    """The codes and scales of the Q8_0 blocks in `data`, which it never aliases."""
+    groups = (*shape[:-1], shape[-1] // GROUP)
+    blocks = torch.from_numpy(data.copy()).view(math.prod(groups), -1)
+    return Int8Matrix(blocks[:, 2:].contiguous().view(torch.int8).view(shape), _halves(blocks, 0).view(groups))
+
+
 def _halves(blocks: torch.Tensor, start: int) -> torch.Tensor:
     """The float16 at byte `start` of each block, as float32 `[num_blocks, 1]`."""
     return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
 
-
-def _q8_0(blocks: torch.Tensor) -> torch.Tensor:
-    return blocks[:, 2:].view(torch.int8).float().mul_(_halves(blocks, 0))

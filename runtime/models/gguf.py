@@ -16,7 +16,7 @@ from treadle.runtime.models.layout import check_tensors
 if TYPE_CHECKING:
     import torch
 
-    from treadle.kernels.int4 import Int4Matrix
+    from treadle.kernels.codes import Int4Matrix, Int8Matrix
 
 SUPPORTED_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Values of `general.architecture` that Treadle runs; Mistral models are stored as `llama`."""
@@ -75,16 +75,18 @@ class GGUFCheckpoint:
         info = self._info(name)
         return self._in_order(name, dequantize(self.file.raw(info.name), info.quantization, info.shape))
 
-    def int4(self, name: str) -> Int4Matrix | None:
-        """The codes of a matrix in Q4_0 or Q4_1. Raises `CorruptModelError` if the model has none of this name."""
-        from treadle.kernels.int4 import Int4Matrix
-        from treadle.runtime.models.dequantize import INT4_QUANTIZATIONS, read_int4
+    def codes(self, name: str) -> Int4Matrix | Int8Matrix | None:
+        """The codes of a matrix in Q4_0, Q4_1 or Q8_0. Raises `CorruptModelError` if the model has none of this name."""
+        from treadle.runtime.models.dequantize import INT4_QUANTIZATIONS, read_int4, read_int8
 
         info = self._info(name)
-        if info.quantization not in INT4_QUANTIZATIONS:
-            return None
-        stored = read_int4(self.file.raw(info.name), info.quantization, info.shape)
-        return Int4Matrix(*(self._in_order(name, part) for part in stored))
+        if info.quantization in INT4_QUANTIZATIONS:
+            int4 = read_int4(self.file.raw(info.name), info.quantization, info.shape)
+            return int4._make(self._in_order(name, part) for part in int4)
+        if info.quantization == "Q8_0":
+            int8 = read_int8(self.file.raw(info.name), info.shape)
+            return int8._make(self._in_order(name, part) for part in int8)
+        return None
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self._shapes:

@@ -15,7 +15,7 @@ from treadle.runtime.models.layout import Shape, check_tensors
 if TYPE_CHECKING:
     import torch
 
-    from treadle.kernels.int4 import Int4Matrix
+    from treadle.kernels.codes import Int4Matrix, Int8Matrix
 
 SUPPORTED_TYPES = ("F32", "F16", "BF16")
 """Element types that Treadle takes from safetensors, by their safetensors names."""
@@ -52,7 +52,7 @@ class HuggingFaceCheckpoint:
             raise CorruptModelError(f"{self.folder}: the model has no tensor {name!r}.")
         return self._shards.read(name)
 
-    def int4(self, name: str) -> Int4Matrix | None:
+    def codes(self, name: str) -> Int4Matrix | Int8Matrix | None:
         """None: no matrix is stored in 4 bits."""
         return None
 

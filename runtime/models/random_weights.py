@@ -17,7 +17,7 @@ from treadle.runtime.models.layout import Shape, tensor_shapes
 if TYPE_CHECKING:
     import torch
 
-    from treadle.kernels.int4 import Int4Matrix
+    from treadle.kernels.codes import Int4Matrix, Int8Matrix
 
 _NOISE = 0.02
 
@@ -51,7 +51,7 @@ class RandomCheckpoint:
         noise = self._noise(name, shape, _NOISE)
         return noise if name.endswith(".bias") else noise.add_(1.0)
 
-    def int4(self, name: str) -> Int4Matrix | None:
+    def codes(self, name: str) -> Int4Matrix | Int8Matrix | None:
         """None: no matrix is made in 4 bits."""
         return None
 

@@ -1,4 +1,4 @@
-"""From a checkpoint's matrices to the decoder's products: in the model's type, in 4 bits, or in both."""
+"""From a checkpoint's matrices to the decoder's products: in the model's type, in codes, or in both."""
 
 from __future__ import annotations
 
@@ -8,18 +8,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from treadle.kernels.codes import Int4Matrix, Int8Matrix, concat_rows, quantize_int4, quantize_int8
 from treadle.kernels.head import Head
-from treadle.kernels.int4 import (
-    GROUP,
-    OUT_MULTIPLE,
-    Int4Linear,
-    Int4Matrix,
-    can_multiply_int4,
-    concat_rows,
-    fits_int4,
-    quantize_int4,
-)
+from treadle.kernels.int4 import GROUP, OUT_MULTIPLE, Int4Linear, can_multiply_int4, fits_int4
 from treadle.kernels.linear import Linear
+from treadle.kernels.native import Native
+from treadle.kernels.native_linear import NativeLinear
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.models.checkpoint import Checkpoint
 from treadle.runtime.models.config import INT4_WEIGHTS, Weights
@@ -34,28 +28,38 @@ class WeightReader:
 
     Args:
         checkpoint: What is read. Every method raises `CorruptModelError` for what it lacks.
-        dtype: The model's type, of all that is not in 4 bits.
+        dtype: The model's type, of all that is not in codes.
         device: Where the weights go.
-        weights: Which matrices are kept in 4 bits.
+        weights: Which matrices are kept in codes.
         packed: Whether matrices in `dtype` are laid out for the processor.
+        native: What multiplies, instead of torch. Every matrix must have a shape that `fits_native`.
 
-    Raises `InvalidRequestError` where 4 bits are asked for, and there is no product with them.
+    Raises `InvalidRequestError` where codes are asked for, and there is no product with them.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, weights: Weights, *, packed: bool
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        weights: Weights,
+        *,
+        packed: bool,
+        native: Native | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._dtype = dtype
         self._device = device
         self._packed = packed
+        self._native = native
         self._shapes = dict(tensor_shapes(checkpoint.config))
         self._weights: Weights = weights
-        if not can_multiply_int4(device, dtype):
-            if weights in INT4_WEIGHTS:
+        if native is None and (weights == "int8" or not can_multiply_int4(device, dtype)):
+            if weights == "int8" or weights in INT4_WEIGHTS:
+                needs = "AMX and a C compiler" if weights == "int8" else "AVX2 or AVX-512"
                 raise InvalidRequestError(
-                    f"weights is {weights!r}: products with 4-bit weights are there for bfloat16 on a CPU with AVX2 or "
-                    f"AVX-512, not for {str(dtype).removeprefix('torch.')} on this {device.type}; use weights='auto'"
+                    f"weights is {weights!r}: products with such weights are there for bfloat16 on a CPU with {needs}, "
+                    f"not for {str(dtype).removeprefix('torch.')} on this {device.type}; use weights='auto'"
                 )
             self._weights = "full"
 
@@ -64,39 +68,53 @@ class WeightReader:
         parts = [self._checkpoint.tensor(name).to(self._dtype) for name in names]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous().to(self._device)
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Projection:
         """The product with a matrix in the model's type."""
+        if self._native is not None:
+            return NativeLinear(self._native, weight, bias)
         return Linear(weight, bias, packed=self._packed)
 
-    def head(self, weight: Tensor) -> Head:
-        """The product with the matrix that logits come from."""
-        return Head(weight, packed=self._packed)
+    def head(self, name: str, weight: Tensor) -> Projection:
+        """The product, in float32, with the matrix that logits come from, or with its codes if it is stored in some."""
+        if self._native is None:
+            return Head(weight, packed=self._packed)
+        codes = self._checkpoint.codes(name) if self._weights != "full" else None
+        return NativeLinear(self._native, weight if codes is None else codes, dtype=torch.float32)
 
     def projection(self, *names: str, bias: bool) -> Projection:
         """The product with some matrices of the same inputs, their outputs side by side.
 
-        Raises `InvalidRequestError` for a matrix that is to be in 4 bits, and whose shape does not allow it.
+        Raises `InvalidRequestError` for a matrix that is to be in codes, and whose shape does not allow it.
         """
         weights = [f"{name}.weight" for name in names]
         biases = self.tensor(*(f"{name}.bias" for name in names)) if bias else None
-        codes = self._int4(weights)
+        codes = self._joined_codes(weights)
         if codes is None:
             return self.linear(self.tensor(*weights), biases)
+        if self._native is not None:
+            return NativeLinear(self._native, codes, biases)
+        assert isinstance(codes, Int4Matrix)
         if self._weights == "int4-only":
             return Int4Linear(codes, biases)
         return Int4Linear(codes, biases, many=self.linear(codes.dequantize().to(self._dtype), biases))
 
-    def _int4(self, names: Sequence[str]) -> Int4Matrix | None:
-        """The joined codes of matrices, or None where they are to stay in the model's type."""
-        if self._weights == "full" or not self._fits_int4(names):
+    def _joined_codes(self, names: Sequence[str]) -> Int4Matrix | Int8Matrix | None:
+        """The codes of matrices as one, or None where they are to stay in the model's type, or are coded in two ways."""
+        if self._weights == "full" or not (self._native is not None or self._fits_int4(names)):
             return None
-        codes = [found for name in names if (found := self._codes(name)) is not None]
-        return concat_rows(codes) if len(codes) == len(names) else None
+        codes = [self._codes(name) for name in names]
+        int4 = [matrix for matrix in codes if isinstance(matrix, Int4Matrix)]
+        int8 = [matrix for matrix in codes if isinstance(matrix, Int8Matrix)]
+        if len(int4) == len(names):
+            return concat_rows(int4)
+        return concat_rows(int8) if len(int8) == len(names) and self._native is not None else None
 
-    def _codes(self, name: str) -> Int4Matrix | None:
-        stored = self._checkpoint.int4(name)
-        if stored is None and self._weights in INT4_WEIGHTS:
+    def _codes(self, name: str) -> Int4Matrix | Int8Matrix | None:
+        stored = self._checkpoint.codes(name)
+        if self._weights in INT4_WEIGHTS and not isinstance(stored, Int4Matrix):
             return quantize_int4(self._checkpoint.tensor(name))
+        if self._weights == "int8" and stored is None:
+            return quantize_int8(self._checkpoint.tensor(name))
         return stored
 
     def _fits_int4(self, names: Sequence[str]) -> bool:

@@ -60,7 +60,7 @@ def test_quantised_matrices_are_what_the_gguf_package_makes_of_them(quantization
 def test_matrices_in_4_bits_come_as_codes_too(quantization, shape, write_gguf, tmp_path):
     checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf", tiny(shape), quantization))
     for name in checkpoint.names():
-        weights, codes = checkpoint.tensor(name), checkpoint.int4(name)
+        weights, codes = checkpoint.tensor(name), checkpoint.codes(name)
         assert (codes is not None) == (quantization in ("Q4_0", "Q4_1") and weights.ndim == 2)
         if codes is not None:
             assert codes.codes.dtype == torch.uint8 and int(codes.codes.max()) <= 15
@@ -69,13 +69,13 @@ def test_matrices_in_4_bits_come_as_codes_too(quantization, shape, write_gguf, t
 
 def test_the_matrices_of_the_real_model_are_in_4_bits(smollm2_path):
     checkpoint = GGUFCheckpoint(smollm2_path)
-    in_4_bits = {name for name in checkpoint.names() if checkpoint.int4(name) is not None}
+    in_4_bits = {name for name in checkpoint.names() if checkpoint.codes(name) is not None}
     assert in_4_bits == {name for name in checkpoint.names() if name.endswith("_proj.weight")}
 
 
 def test_codes_of_a_tensor_that_was_never_there_are_an_error(smollm2_path):
     with pytest.raises(CorruptModelError, match=r"no tensor 'lm_head\.weight'"):
-        GGUFCheckpoint(smollm2_path).int4("lm_head.weight")
+        GGUFCheckpoint(smollm2_path).codes("lm_head.weight")
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -37,7 +37,7 @@ class PartlyInt4:
 
     def __init__(self, checkpoint, name):
         self.config, self.tensor = checkpoint.config, checkpoint.tensor
-        self.int4 = lambda asked: None if asked == name else checkpoint.int4(asked)
+        self.codes = lambda asked: None if asked == name else checkpoint.codes(asked)
 
 
 @needs_int4

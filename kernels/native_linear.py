@@ -1,0 +1,101 @@
+"""Products with weights as `native.c` reads them: bfloat16, or codes of 4 or 8 bits that stay codes."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from treadle.kernels.codes import GROUP, Int4Matrix, Int8Matrix
+from treadle.kernels.native import Native
+
+OUT_MULTIPLE = 16
+"""Outputs that lie side by side."""
+
+Matrix: TypeAlias = Tensor | Int4Matrix | Int8Matrix
+"""`[out, in]` weights in one of three forms."""
+
+
+class _Weight(ctypes.Structure):
+    """What `native.c` knows of a matrix."""
+
+    _fields_ = (
+        ("format", ctypes.c_int64),
+        ("in_features", ctypes.c_int64),
+        ("out_features", ctypes.c_int64),
+        ("blocks", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    )
+
+
+class NativeLinear:
+    """`x @ weight.T + bias`, summed in float32. A row's result depends on the others only by how many there are.
+
+    With codes, up to 8 inputs are multiplied exactly, and more with the weights that the codes stand for, rounded to
+    bfloat16.
+
+    Args:
+        native: The operations.
+        weight: `[out, in]`, a shape that `fits_native`; a tensor is bfloat16.
+        bias: `[out]`, bfloat16.
+        dtype: Of results, bfloat16 or float32.
+    """
+
+    def __init__(
+        self, native: Native, weight: Matrix, bias: Tensor | None = None, *, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
+        self._native = native
+        self._dtype = dtype
+        if isinstance(weight, Tensor):
+            kind, blocks, self._shape = 0, _tiles(weight), weight.shape
+        else:
+            kind = 1 if isinstance(weight, Int8Matrix) else 2
+            blocks, self._shape = _coded_blocks(weight), weight.codes.shape
+        # The weight holds addresses only: what is there must live as long.
+        self._tensors = blocks, bias
+        out_features, in_features = self._shape
+        self._weight = _Weight(
+            kind, in_features, out_features, blocks.data_ptr(), None if bias is None else bias.data_ptr()
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[T, out]` of bfloat16 `[T, in]`."""
+        out = torch.empty(len(x), self._shape[0], dtype=self._dtype)
+        self._native.linear(self._weight, x.contiguous(), out)
+        return out
+
+
+def fits_native(out_features: int, in_features: int) -> bool:
+    """Whether there is a product with a matrix of this shape."""
+    return out_features % OUT_MULTIPLE == 0 and in_features % GROUP == 0
+
+
+def _tiles(weight: Tensor) -> Tensor:
+    """For each 16 outputs and 32 inputs a tile: of each two inputs, 16 outputs in pairs."""
+    out_features, in_features = weight.shape
+    blocks = weight.view(out_features // OUT_MULTIPLE, OUT_MULTIPLE, in_features // GROUP, GROUP // 2, 2)
+    return blocks.permute(0, 2, 3, 1, 4).contiguous()
+
+
+def _coded_blocks(matrix: Int4Matrix | Int8Matrix) -> Tensor:
+    """For each 16 outputs and 32 inputs: scales, minima, and of each four inputs 16 outputs of four codes.
+
+    In 4 bits, those of the four inputs after them share their bytes.
+    """
+    out_features, in_features = matrix.codes.shape
+    columns, steps = out_features // OUT_MULTIPLE, in_features // GROUP
+
+    def by_block(x: Tensor) -> Tensor:
+        return x.half().view(columns, OUT_MULTIPLE, steps).transpose(1, 2).contiguous().view(torch.uint8)
+
+    if isinstance(matrix, Int8Matrix):
+        unsigned = matrix.codes.view(torch.uint8) ^ 128
+        fours = unsigned.view(columns, OUT_MULTIPLE, steps, 8, 4).permute(0, 2, 3, 1, 4)
+        minima = -128 * matrix.scales
+    else:
+        halves = matrix.codes.view(columns, OUT_MULTIPLE, steps, 4, 2, 4)
+        fours = (halves[..., 0, :] | (halves[..., 1, :] << 4)).permute(0, 2, 3, 1, 4)
+        minima = matrix.minima
+    return torch.cat((by_block(matrix.scales), by_block(minima), fours.flatten(2)), -1)
