@@ -25,12 +25,13 @@ typedef int64_t i64;
 typedef struct {
     void (*work)(void *job, i64 index, char *memory);
     void *job;
-    i64 count, next;
+    i64 count, chunk, next;
     size_t bytes;
     int failed;
 } Loop;
 
 static void (*gomp_parallel)(void (*)(void *), void *, unsigned, unsigned);
+static int (*max_threads)(void);
 
 // Tiles may be configured already by another library, which remembers it: it gets its configuration back.
 typedef struct {
@@ -69,24 +70,27 @@ static void take_part(void *shared) {
     }
     __asm__ volatile("sttilecfg %0" : "=m"(before));
     for (;;) {
-        const i64 index = __atomic_fetch_add(&loop->next, 1, __ATOMIC_RELAXED);
-        if (index >= loop->count) break;
-        loop->work(loop->job, index, scratch);
+        const i64 begin = __atomic_fetch_add(&loop->next, loop->chunk, __ATOMIC_RELAXED);
+        const i64 end = MIN(begin + loop->chunk, loop->count);
+        if (begin >= end) break;
+        for (i64 index = begin; index < end; index++) loop->work(loop->job, index, scratch);
     }
     configure(&before);
 }
 
 // Calls work(job, 0 .. count - 1, memory), each once, with `bytes` of memory for each thread. 0 if there was not enough.
-static int run(void (*work)(void *, i64, char *), void *job, i64 count, size_t bytes) {
-    Loop loop = {work, job, count, 0, bytes, 0};
+// A thread takes some that follow each other at a time, and reads memory in its order; a slow one takes fewer.
+static int run(void (*work)(void *, i64, char *), void *job, i64 count, i64 parts, size_t bytes) {
+    Loop loop = {work, job, count, MAX(1, count / (parts * max_threads())), 0, bytes, 0};
     gomp_parallel(take_part, &loop, count > 1 ? 0 : 1, 0);
     return !loop.failed;
 }
 
 // Asks the system for the use of tiles. 0 if it refuses.
-int treadle_begin(void *parallel) {
+int treadle_begin(void *parallel, void *threads) {
     enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
     gomp_parallel = (void (*)(void (*)(void *), void *, unsigned, unsigned))parallel;
+    max_threads = (int (*)(void))threads;
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }
 
@@ -130,6 +134,22 @@ static inline __m512i pairs(__m512 even, __m512 odd) {
     return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 }
 
+// e to the power of x, to 1e-7 of it; 0 far below, and not a number for what is none.
+static inline __m512 exponential(__m512 x) {
+    const __m512 y = _mm512_mul_ps(_mm512_max_ps(_mm512_set1_ps(-126 * 0.6931472f), x), _mm512_set1_ps(1.44269504f));
+    const __m512 whole = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 f = _mm512_sub_ps(y, whole);
+    __m512 p = _mm512_set1_ps(1.5403530e-4f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3333558e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6181291e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5504109e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022651e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    const __mmask16 far_below = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126 * 0.6931472f), _CMP_LT_OQ);
+    return _mm512_mask_blend_ps(far_below, _mm512_scalef_ps(p, whole), _mm512_setzero_ps());
+}
+
 // ---- Products ------------------------------------------------------------------------------------------------------
 // Weights lie in blocks of 32 inputs by 16 outputs, all blocks of the first 16 outputs first. A block is, in
 //
@@ -143,10 +163,11 @@ static inline __m512i pairs(__m512 even, __m512 odd) {
 
 enum { BF16 = 0, INT8 = 1, INT4 = 2 };
 static const i64 BLOCK_BYTES[] = {1024, 64 + 512, 64 + 256};
-enum { PREFETCH = 4096 };  // bytes ahead of what is read once, from memory
+enum { PREFETCH = 2048 };  // bytes ahead of what is read once, from memory
 
 typedef struct {
     i64 format, in, out;
+    i64 gated;  // the first half of the outputs are gates of the second: what comes out is silu(gate) * other
     const uint8_t *blocks;
     const bf16 *bias;
 } Weight;
@@ -157,37 +178,65 @@ typedef struct {
     void *out;
     i64 tokens;
     int wide;
-    i64 columns;  // pairs of 16 outputs in a task
+    i64 pairs;  // pairs of 16 outputs in a task
 } Product;
 
-static void prefetch(const uint8_t *from, i64 bytes) {
+// Inlined by force: to a compiler a function that only prefetches has no effect, and its calls are left out.
+static inline __attribute__((always_inline)) void prefetch(const uint8_t *from, i64 bytes) {
     for (i64 i = 0; i < bytes; i += 64) _mm_prefetch((const char *)from + PREFETCH + i, _MM_HINT_T0);
 }
 
-// Puts 16 outputs of a token where they belong.
-static inline void put(const Product *product, i64 token, i64 output, __m512 sum) {
-    const Weight *weight = product->weight;
-    const i64 to = token * weight->out + output;
-    if (weight->bias) sum = _mm512_add_ps(sum, load_bf16(weight->bias + output));
+// Outputs are computed in pairs of 16: side by side, or gates and what they are for. The last may be alone.
+typedef struct {
+    i64 first, second;  // counted in columns of 16 outputs
+} Pair;
+
+static Pair pair_at(const Weight *weight, i64 index) {
+    const i64 columns = weight->out / 16;
+    if (weight->gated) return (Pair){index, index + columns / 2};
+    return (Pair){2 * index, MIN(2 * index + 1, columns - 1)};
+}
+
+static i64 count_pairs(const Weight *weight) { return (weight->out / 16 + 1) / 2; }
+
+static inline void put(const Product *product, i64 token, i64 column, i64 columns, __m512 sum) {
+    const i64 to = (token * columns + column) * 16;
     if (product->wide)
         _mm512_storeu_ps((float *)product->out + to, sum);
     else
         store_bf16((bf16 *)product->out + to, sum);
 }
 
+static inline void put_pair(const Product *product, i64 token, Pair pair, __m512 first, __m512 second) {
+    const Weight *weight = product->weight;
+    if (weight->bias) {
+        first = _mm512_add_ps(first, load_bf16(weight->bias + 16 * pair.first));
+        second = _mm512_add_ps(second, load_bf16(weight->bias + 16 * pair.second));
+    }
+    if (weight->gated) {
+        const __m512 divisor =
+            _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(_mm512_sub_ps(_mm512_setzero_ps(), first)));
+        put(product, token, pair.first, weight->out / 32, _mm512_mul_ps(_mm512_div_ps(first, divisor), second));
+    } else {
+        put(product, token, pair.first, weight->out / 16, first);
+        put(product, token, pair.second, weight->out / 16, second);
+    }
+}
+
 // Many tokens: weights expanded to tiles of bfloat16.
 
-static void expand_block(const uint8_t *block, i64 format, __m512i *tile) {
+static inline __attribute__((always_inline)) void expand_block(const uint8_t *block, i64 format, __m512i *tile) {
     const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)block));
     const __m512 minimum = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(block + 32)));
     const __m512 digits = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    for (int four = 0; four < 8; four++) {
+#pragma GCC unroll 8
+    for (unsigned four = 0; four < 8; four++) {
         __m512 weights[4];
         if (format == INT4) {
             const __m512i codes = _mm512_loadu_si512(block + 64 + 64 * (four / 2));
 #pragma GCC unroll 4
             for (unsigned i = 0; i < 4; i++)  // the permutation reads the lowest four bits of each lane
-                weights[i] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 8 * i + 4U * (four % 2)), digits);
+                weights[i] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 8 * i + 4 * (four % 2)), digits);
         } else {
             const __m512i codes = _mm512_loadu_si512(block + 64 + 64 * four);
 #pragma GCC unroll 4
@@ -202,14 +251,18 @@ static void expand_block(const uint8_t *block, i64 format, __m512i *tile) {
     }
 }
 
-// Two columns of 16 outputs as tiles, [in / 32, 2]. If there is only one left it is there twice.
-static void expand(const Weight *weight, i64 first, i64 second, char *memory) {
+// A pair of columns as tiles, [in / 32, 2].
+static void expand(const Weight *weight, Pair pair, char *memory) {
     const i64 steps = weight->in / 32, size = BLOCK_BYTES[weight->format];
     for (i64 i = 0; i < 2; i++) {
-        const uint8_t *block = weight->blocks + (i ? second : first) * steps * size;
+        const uint8_t *block = weight->blocks + (i ? pair.second : pair.first) * steps * size;
         for (i64 step = 0; step < steps; step++, block += size) {
             prefetch(block, size);
-            expand_block(block, weight->format, (__m512i *)(memory + 1024 * (2 * step + i)));
+            __m512i *tile = (__m512i *)(memory + 1024 * (2 * step + i));
+            if (weight->format == INT4)
+                expand_block(block, INT4, tile);
+            else
+                expand_block(block, INT8, tile);
         }
     }
 }
@@ -222,10 +275,6 @@ static void multiply(const bf16 *x, i64 in, int rows, const uint8_t *first, cons
     CLEAR(2);
     CLEAR(3);
     for (i64 step = 0; step < in / 32; step++, first += stride, second += stride) {
-        for (int line = 0; line < 1024; line += 64) {
-            _mm_prefetch((const char *)first + 2 * stride + line, _MM_HINT_T0);
-            _mm_prefetch((const char *)second + 2 * stride + line, _MM_HINT_T0);
-        }
         LOAD(6, first, 64);
         LOAD(4, x + 32 * step, 2 * in);
         LOAD(7, second, 64);
@@ -248,26 +297,24 @@ static void multiply(const bf16 *x, i64 in, int rows, const uint8_t *first, cons
 static void many_tokens(void *job, i64 index, char *memory) {
     const Product *product = job;
     const Weight *weight = product->weight;
-    const i64 in = weight->in, columns = weight->out / 16, panel = 64 * in;
-    const i64 begin = 2 * product->columns * index, end = MIN(begin + 2 * product->columns, columns);
+    const i64 in = weight->in, begin = product->pairs * index, end = MIN(begin + product->pairs, count_pairs(weight));
     float ALIGNED sums[32 * 32];
     if (weight->format != BF16)
-        for (i64 column = begin; column < end; column += 2)
-            expand(weight, column, MIN(column + 1, columns - 1), memory + (column - begin) / 2 * panel);
+        for (i64 i = begin; i < end; i++) expand(weight, pair_at(weight, i), memory + (i - begin) * 64 * in);
     for (i64 token = 0; token < product->tokens; token += 32) {
         const int rows = (int)MIN(32, product->tokens - token);
         configure_rows(MIN(rows, 16), rows - 16);
-        for (i64 column = begin; column < end; column += 2) {
-            const int count = column + 1 < columns ? 2 : 1;
-            const uint8_t *first = (const uint8_t *)memory + (column - begin) / 2 * panel, *second = first + 1024;
-            if (weight->format == BF16) {
-                first = weight->blocks + 32 * column * in;
-                second = first + 32 * (count - 1) * in;
-            }
-            multiply(product->x + token * in, in, rows, first, second, weight->format == BF16 ? 1024 : 2048, sums);
+        for (i64 i = begin; i < end; i++) {
+            const Pair pair = pair_at(weight, i);
+            const uint8_t *tiles = (const uint8_t *)memory + (i - begin) * 64 * in;
+            if (weight->format == BF16)
+                multiply(product->x + token * in, in, rows, weight->blocks + 32 * in * pair.first,
+                         weight->blocks + 32 * in * pair.second, 1024, sums);
+            else
+                multiply(product->x + token * in, in, rows, tiles, tiles + 1024, 2048, sums);
             for (int row = 0; row < rows; row++)
-                for (int i = 0; i < count; i++)
-                    put(product, token + row, 16 * (column + i), _mm512_load_ps(sums + 32 * row + 16 * i));
+                put_pair(product, token + row, pair, _mm512_load_ps(sums + 32 * row),
+                         _mm512_load_ps(sums + 32 * row + 16));
         }
     }
 }
@@ -308,12 +355,10 @@ static void to_digits(const bf16 *x, Digits *digits, float *unit, float *total) 
 }
 
 static inline __attribute__((always_inline)) void column_of_few(const FewTokens *few, i64 column, i64 format,
-                                                                int rows) {
-    const Product *product = &few->product;
-    const i64 steps = product->weight->in / 32, size = BLOCK_BYTES[format];
-    const uint8_t *block = product->weight->blocks + column * steps * size;
+                                                                int rows, __m512 *sums) {
+    const i64 steps = few->product.weight->in / 32, size = BLOCK_BYTES[format];
+    const uint8_t *block = few->product.weight->blocks + column * steps * size;
     const __m512i low_half = _mm512_set1_epi8(15);
-    __m512 sums[FEW];
     for (int row = 0; row < rows; row++) sums[row] = _mm512_setzero_ps();
     for (i64 step = 0; step < steps; step++, block += size) {
         __m512i high[FEW], low[FEW];
@@ -344,22 +389,26 @@ static inline __attribute__((always_inline)) void column_of_few(const FewTokens 
             sums[row] = _mm512_fmadd_ps(_mm512_set1_ps(few->totals[row * steps + step]), minimum, sums[row]);
         }
     }
-    for (int row = 0; row < rows; row++) put(product, row, 16 * column, sums[row]);
 }
 
-static inline __attribute__((always_inline)) void columns_of_few(const FewTokens *few, i64 index, i64 format) {
-    const i64 end = MIN(2 * index + 2, few->product.weight->out / 16);
-    for (i64 column = 2 * index; column < end; column++) {
-        switch (few->product.tokens) {
-            case 1: column_of_few(few, column, format, 1); break;
-            case 2: column_of_few(few, column, format, 2); break;
-            case 3: column_of_few(few, column, format, 3); break;
-            case 4: column_of_few(few, column, format, 4); break;
-            case 5: column_of_few(few, column, format, 5); break;
-            case 6: column_of_few(few, column, format, 6); break;
-            case 7: column_of_few(few, column, format, 7); break;
-            case 8: column_of_few(few, column, format, 8); break;
-        }
+static inline __attribute__((always_inline)) void pair_of_few(const FewTokens *few, i64 index, i64 format, int rows) {
+    const Pair pair = pair_at(few->product.weight, index);
+    __m512 first[FEW], second[FEW];
+    column_of_few(few, pair.first, format, rows, first);
+    column_of_few(few, pair.second, format, rows, second);
+    for (int row = 0; row < rows; row++) put_pair(&few->product, row, pair, first[row], second[row]);
+}
+
+static inline __attribute__((always_inline)) void pair_of(const FewTokens *few, i64 index, i64 format) {
+    switch (few->product.tokens) {
+        case 1: pair_of_few(few, index, format, 1); break;
+        case 2: pair_of_few(few, index, format, 2); break;
+        case 3: pair_of_few(few, index, format, 3); break;
+        case 4: pair_of_few(few, index, format, 4); break;
+        case 5: pair_of_few(few, index, format, 5); break;
+        case 6: pair_of_few(few, index, format, 6); break;
+        case 7: pair_of_few(few, index, format, 7); break;
+        case 8: pair_of_few(few, index, format, 8); break;
     }
 }
 
@@ -367,9 +416,9 @@ static void few_tokens(void *job, i64 index, char *memory) {
     (void)memory;
     const FewTokens *few = job;
     if (few->product.weight->format == INT4)
-        columns_of_few(few, index, INT4);
+        pair_of(few, index, INT4);
     else
-        columns_of_few(few, index, INT8);
+        pair_of(few, index, INT8);
 }
 
 static int multiply_few(Product product) {
@@ -379,36 +428,22 @@ static int multiply_few(Product product) {
     float *units = (float *)(digits + groups), *totals = units + groups;
     for (i64 i = 0; i < groups; i++) to_digits(product.x + 32 * i, digits + i, units + i, totals + i);
     FewTokens few = {product, digits, units, totals};
-    return run(few_tokens, &few, (product.weight->out + 31) / 32, 0);
+    return run(few_tokens, &few, count_pairs(product.weight), 2, 0);
 }
 
-int treadle_linear(const Weight *weight, const bf16 *x, void *out, i64 tokens, int wide, int threads) {
+int treadle_linear(const Weight *weight, const bf16 *x, void *out, i64 tokens, int wide) {
     Product product = {weight, x, out, tokens, wide, 1};
     if (weight->format != BF16 && tokens <= FEW) return multiply_few(product);
     // Many tokens are read once for as many outputs as possible, which are few enough to give every thread its part.
-    const i64 pairs = (weight->out + 31) / 32;
-    if (tokens > 32) product.columns = MAX(1, MIN(8, pairs / (2 * threads)));
-    const i64 bytes = weight->format == BF16 ? 0 : 64 * weight->in * product.columns;
-    return run(many_tokens, &product, (pairs + product.columns - 1) / product.columns, (size_t)bytes);
+    const i64 pairs = count_pairs(weight);
+    if (tokens > 32) product.pairs = MAX(1, MIN(8, pairs / (2 * max_threads())));
+    const i64 bytes = weight->format == BF16 ? 0 : 64 * weight->in * product.pairs;
+    return run(many_tokens, &product, (pairs + product.pairs - 1) / product.pairs, 8, (size_t)bytes);
 }
 
 // ---- What stands between products ----------------------------------------------------------------------------------
 
-// e to the power of x, to 1e-7 of it; 0 far below, and not a number for what is none.
-static inline __m512 exponential(__m512 x) {
-    const __m512 y = _mm512_mul_ps(_mm512_max_ps(_mm512_set1_ps(-126 * 0.6931472f), x), _mm512_set1_ps(1.44269504f));
-    const __m512 whole = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 f = _mm512_sub_ps(y, whole);
-    __m512 p = _mm512_set1_ps(1.5403530e-4f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3333558e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6181291e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5504109e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022651e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-    const __mmask16 far_below = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126 * 0.6931472f), _CMP_LT_OQ);
-    return _mm512_mask_blend_ps(far_below, _mm512_scalef_ps(p, whole), _mm512_setzero_ps());
-}
+enum { LEAST_SHARED = 1 << 16 };  // numbers, for which it is worth it to wake another thread
 
 typedef struct {
     const bf16 *x, *weight;
@@ -449,39 +484,11 @@ static void norm_token(void *job, i64 token, char *memory) {
 // The norm of x + total, where total becomes that sum; of x if there is no total.
 int treadle_norm(const bf16 *x, bf16 *total, const bf16 *weight, bf16 *out, i64 tokens, i64 size, float eps) {
     Norm norm = {x, weight, total, out, tokens, size, eps};
-    if (tokens < 8) {
+    if (tokens * size < LEAST_SHARED) {
         for (i64 token = 0; token < tokens; token++) norm_token(&norm, token, NULL);
         return 1;
     }
-    return run(norm_token, &norm, tokens, 0);
-}
-
-typedef struct {
-    const bf16 *gate_up;
-    bf16 *out;
-    i64 size;
-} Swiglu;
-
-static void swiglu_token(void *job, i64 token, char *memory) {
-    (void)memory;
-    const Swiglu *swiglu = job;
-    const bf16 *gates = swiglu->gate_up + 2 * token * swiglu->size, *ups = gates + swiglu->size;
-    bf16 *out = swiglu->out + token * swiglu->size;
-    const __m512 one = _mm512_set1_ps(1.0f);
-    for (i64 i = 0; i < swiglu->size; i += 16) {
-        const __m512 gate = load_bf16(gates + i);
-        const __m512 divisor = _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), gate)));
-        store_bf16(out + i, _mm512_mul_ps(_mm512_div_ps(gate, divisor), load_bf16(ups + i)));
-    }
-}
-
-int treadle_swiglu(const bf16 *gate_up, bf16 *out, i64 tokens, i64 size) {
-    Swiglu swiglu = {gate_up, out, size};
-    if (tokens < 4) {
-        for (i64 token = 0; token < tokens; token++) swiglu_token(&swiglu, token, NULL);
-        return 1;
-    }
-    return run(swiglu_token, &swiglu, tokens, 0);
+    return run(norm_token, &norm, tokens, 4, 0);
 }
 
 typedef struct {
@@ -528,11 +535,11 @@ int treadle_norm_rope_write(const bf16 *qkv, const bf16 *q_norm, const bf16 *k_n
                             const bf16 *sin, bf16 *keys, bf16 *values, const i64 *places, bf16 *queries, i64 tokens,
                             i64 heads, i64 kv_heads, i64 size) {
     Heads job = {qkv, q_norm, k_norm, cos, sin, queries, keys, values, places, heads, kv_heads, size, eps};
-    if (tokens < 8) {
+    if (tokens * (heads + 2 * kv_heads) * size < LEAST_SHARED) {
         for (i64 token = 0; token < tokens; token++) heads_of_token(&job, token, NULL);
         return 1;
     }
-    return run(heads_of_token, &job, tokens, 0);
+    return run(heads_of_token, &job, tokens, 4, 0);
 }
 
 // ---- Attention -----------------------------------------------------------------------------------------------------
@@ -541,13 +548,13 @@ int treadle_norm_rope_write(const bf16 *qkv, const bf16 *q_norm, const bf16 *k_n
 // to it, and the weighted sum of values (online softmax, Milakov and Gimelshein 2018). Tokens of several calls whose
 // contexts begin alike are one task: they go through that beginning together, then each through its own rest.
 
-enum { SPAN = 64 };
+enum { SPAN = 64, MOST_UNITS = 4, MOST_TOGETHER = 8 };
 
 typedef struct {
     const bf16 *q, *keys, *values;
     bf16 *out;
     const i64 *page_table;
-    i64 pages_per_slot, page_size, heads, kv_heads, size, window;
+    i64 pages_per_slot, page_size, heads, kv_heads, size, window, together;
     const int32_t *runs;
     const int32_t *tasks;
 } Attention;
@@ -557,36 +564,44 @@ enum { RUN_TOKEN, RUN_COUNT, RUN_SLOT, RUN_POSITION, RUN_FIELDS };
 // A task: its first run, how many, and the tokens that their contexts share.
 enum { TASK_RUN, TASK_COUNT, TASK_SHARED, TASK_FIELDS };
 
+// The queries of a task that one key/value head answers, in the order of tokens.
 typedef struct {
     const Attention *job;
-    i64 head, group;
-    bf16 *q;         // [rows, D]
-    float *sums;     // [rows, D]
-    float *best;     // [rows]
-    float *weights;  // [rows]
-    i64 *positions;  // [rows]
-    bf16 *keys;      // [D / 32, 4] tiles
-    bf16 *values;    // [2, D / 16] tiles
-    float *scores;   // [16, SPAN]
-    bf16 *shares;    // [16, SPAN]
+    i64 head, ahead;  // heads from this one on that the same thread is about to read
+    bf16 *q;          // [rows, D]
+    float *sums;      // the same
+    float *best;      // [rows]
+    float *weights;   // the same
+    i64 *positions;   // the same
+    bf16 *keys;       // [D / 32, 4] tiles
+    bf16 *values;     // [2, D / 16] tiles
+    float *scores;    // [units, 16, SPAN]
+    bf16 *shares;     // the same
 } Query;
+
+// Up to 16 queries that are computed together.
+typedef struct {
+    i64 row;
+    int rows;
+} Unit;
 
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 static size_t lay_out(Query *query, char *memory, i64 rows, i64 size) {
     size_t at = 0;
     // Whole tiles of rows are written, whatever their number.
-    const size_t padded = (size_t)(rows + 16), width = (size_t)size;
+    const size_t padded = (size_t)(rows + 16), width = (size_t)size, tiles = (size_t)(size * SPAN);
+    const size_t units = (size_t)(MOST_UNITS * 16 * SPAN);
 #define PLACE(field, bytes) query->field = (void *)(memory + at), at += aligned(bytes)
     PLACE(q, padded * width * sizeof(bf16));
     PLACE(sums, padded * width * sizeof(float));
     PLACE(best, padded * sizeof(float));
     PLACE(weights, padded * sizeof(float));
     PLACE(positions, padded * sizeof(i64));
-    PLACE(keys, SPAN * width * sizeof(bf16));
-    PLACE(values, SPAN * width * sizeof(bf16));
-    PLACE(scores, 16 * SPAN * sizeof(float));
-    PLACE(shares, 16 * SPAN * sizeof(bf16));
+    PLACE(keys, tiles * sizeof(bf16));
+    PLACE(values, tiles * sizeof(bf16));
+    PLACE(scores, units * sizeof(float));
+    PLACE(shares, units * sizeof(bf16));
 #undef PLACE
     return at;
 }
@@ -621,34 +636,38 @@ static void transpose(__m512i r[16]) {
 // Brings keys and values of up to 64 tokens of a slot into tiles; what is behind the last becomes zero.
 static void fetch(const Query *query, i64 slot, i64 from, i64 to) {
     const Attention *job = query->job;
-    const i64 size = job->size, row = job->kv_heads * size;
+    const i64 size = job->size, row = job->kv_heads * size, tiles = (to - from + 15) / 16;
     const i64 *table = job->page_table + slot * job->pages_per_slot;
     i64 places[SPAN];
-    for (i64 i = 0; i < SPAN; i++) {
-        const i64 token = from + i;
-        places[i] = token < to ? table[token / job->page_size] * job->page_size + token % job->page_size : -1;
-        places[i] = places[i] < 0 ? -1 : places[i] * row + query->head * size;
+    for (i64 i = 0; i < to - from; i++) {
+        const i64 token = from + i, page = table[token / job->page_size];
+        places[i] = (page * job->page_size + token % job->page_size) * row + query->head * size;
+        for (i64 d = 0; d < query->ahead * size; d += 32) {
+            _mm_prefetch((const char *)(job->keys + places[i] + d), _MM_HINT_T0);
+            _mm_prefetch((const char *)(job->values + places[i] + d), _MM_HINT_T0);
+        }
     }
+    for (i64 i = to - from; i < SPAN; i++) places[i] = -1;
+    const __m512i zero = _mm512_setzero_si512();
     const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
                                          5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-    const i64 filled = (to - from + 15) / 16;
     for (i64 part = 0; part < size / 32; part++) {
-        for (i64 tile = 0; tile < filled; tile++) {
+        const bf16 *keys = job->keys + 32 * part, *values = job->values + 32 * part;
+        for (i64 tile = 0; tile < tiles; tile++) {
             __m512i rows[16];
             for (int i = 0; i < 16; i++) {
                 const i64 place = places[16 * tile + i];
-                rows[i] = place < 0 ? _mm512_setzero_si512() : _mm512_loadu_si512(job->keys + place + 32 * part);
+                rows[i] = place < 0 ? zero : _mm512_loadu_si512(keys + place);
             }
             transpose(rows);
-            __m512i *out = (__m512i *)(query->keys + (4 * part + tile) * 512);
-            for (int i = 0; i < 16; i++) out[i] = rows[i];
+            bf16 *out = query->keys + (4 * part + tile) * 512;
+            for (int i = 0; i < 16; i++) _mm512_store_si512(out + 32 * i, rows[i]);
         }
-        for (i64 pair = 0; pair < 32; pair++) {
+        for (i64 pair = 0; pair < (tiles + 1) / 2 * 16; pair++) {
             const i64 even = places[2 * pair], odd = places[2 * pair + 1];
-            const __m512i zero = _mm512_setzero_si512();
-            const __m512i first = even < 0 ? zero : _mm512_loadu_si512(job->values + even + 32 * part);
-            const __m512i second = odd < 0 ? zero : _mm512_loadu_si512(job->values + odd + 32 * part);
+            const __m512i first = even < 0 ? zero : _mm512_loadu_si512(values + even);
+            const __m512i second = odd < 0 ? zero : _mm512_loadu_si512(values + odd);
             bf16 *out = query->values + (pair / 16 * (size / 16) + 2 * part) * 512 + pair % 16 * 32;
             _mm512_store_si512(out, _mm512_permutex2var_epi16(first, low, second));
             _mm512_store_si512(out + 512, _mm512_permutex2var_epi16(first, high, second));
@@ -656,107 +675,137 @@ static void fetch(const Query *query, i64 slot, i64 from, i64 to) {
     }
 }
 
-// Scores of up to 16 queries with the keys in tiles, as many of those as are filled.
-static void score(const Query *query, i64 row, i64 filled) {
+// Scores of a unit with the keys in tiles.
+static void score(const Query *query, Unit unit, i64 tiles, float *scores) {
     const i64 size = query->job->size;
+    const bf16 *q = query->q + unit.row * size, *keys = query->keys;
     CLEAR(0);
     CLEAR(1);
     CLEAR(2);
     CLEAR(3);
-    for (i64 part = 0; part < size / 32; part++) {
-        const bf16 *tiles = query->keys + 4 * part * 512;
-        LOAD(4, query->q + row * size + 32 * part, 2 * size);
-        LOAD(6, tiles, 64);
+    for (i64 part = 0; part < size / 32; part++, keys += 4 * 512) {
+        LOAD(4, q + 32 * part, 2 * size);
+        LOAD(6, keys, 64);
         MULTIPLY_ADD(0, 4, 6);
-        if (filled > 1) {
-            LOAD(7, tiles + 512, 64);
+        if (tiles > 1) {
+            LOAD(7, keys + 512, 64);
             MULTIPLY_ADD(1, 4, 7);
         }
-        if (filled > 2) {
-            LOAD(6, tiles + 1024, 64);
+        if (tiles > 2) {
+            LOAD(6, keys + 1024, 64);
             MULTIPLY_ADD(2, 4, 6);
         }
-        if (filled > 3) {
-            LOAD(7, tiles + 1536, 64);
+        if (tiles > 3) {
+            LOAD(7, keys + 1536, 64);
             MULTIPLY_ADD(3, 4, 7);
         }
     }
-    STORE(0, query->scores, 4 * SPAN);
-    STORE(1, query->scores + 16, 4 * SPAN);
-    STORE(2, query->scores + 32, 4 * SPAN);
-    STORE(3, query->scores + 48, 4 * SPAN);
+    STORE(0, scores, 4 * SPAN);
+    STORE(1, scores + 16, 4 * SPAN);
+    STORE(2, scores + 32, 4 * SPAN);
+    STORE(3, scores + 48, 4 * SPAN);
+}
+
+// Two to the power of x, to 1e-5 of it, which is a hundredth of what rounding to bfloat16 does; 0 far below.
+static inline __m512 power_of_two(__m512 x) {
+    const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 f = _mm512_sub_ps(x, whole);
+    __m512 p = _mm512_set1_ps(9.6181291e-3f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5504109e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022651e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    return _mm512_maskz_scalef_ps(normal, p, whole);
 }
 
 // Turns the scores of a query into weights relative to its new greatest score, and what it has so far as well.
-static void weigh(const Query *query, i64 row, int line, i64 from, i64 to) {
+static void weigh(const Query *query, i64 row, i64 from, i64 to, const float *scores, bf16 *shares) {
     const Attention *job = query->job;
     const i64 position = query->positions[row], size = job->size;
     const i64 first = job->window ? MAX(position - job->window + 1 - from, 0) : 0;
     const i64 last = MIN(position + 1, to) - from;
-    const __m512 factor = _mm512_set1_ps(1.0f / sqrtf((float)size));
-    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    __m512 scores[4], greatest = _mm512_set1_ps(-1e30f);
-    for (int i = 0; i < 4; i++) {
-        const __m512i index = _mm512_add_epi32(lanes, _mm512_set1_epi32(16 * i));
-        const __mmask16 seen = _mm512_cmpge_epi32_mask(index, _mm512_set1_epi32((int)MIN(first, SPAN))) &
-                               _mm512_cmplt_epi32_mask(index, _mm512_set1_epi32((int)MAX(last, 0)));
-        const __m512 score = _mm512_mul_ps(_mm512_load_ps(query->scores + line * SPAN + 16 * i), factor);
-        scores[i] = _mm512_mask_blend_ps(seen, _mm512_set1_ps(-INFINITY), score);
-        greatest = _mm512_max_ps(greatest, scores[i]);
+    const float factor = 1.44269504f / sqrtf((float)size);
+    __m512 score[4];
+    for (int i = 0; i < 4; i++) score[i] = _mm512_load_ps(scores + 16 * i);
+    if (first > 0 || last < SPAN) {
+        const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        for (int i = 0; i < 4; i++) {
+            const __m512i index = _mm512_add_epi32(lanes, _mm512_set1_epi32(16 * i));
+            const __mmask16 hidden = _mm512_cmplt_epi32_mask(index, _mm512_set1_epi32((int)MIN(first, SPAN))) |
+                                     _mm512_cmpge_epi32_mask(index, _mm512_set1_epi32((int)MAX(last, 0)));
+            score[i] = _mm512_mask_blend_ps(hidden, score[i], _mm512_set1_ps(-INFINITY));
+        }
     }
-    const float before = query->best[row], best = MAX(before, _mm512_reduce_max_ps(greatest));
+    const __m512 greatest = _mm512_max_ps(_mm512_max_ps(score[0], score[1]), _mm512_max_ps(score[2], score[3]));
+    const float before = query->best[row], best = MAX(before, factor * _mm512_reduce_max_ps(greatest));
     __m512 sum = _mm512_setzero_ps();
     for (int i = 0; i < 4; i++) {
-        const __m512 share = exponential(_mm512_sub_ps(scores[i], _mm512_set1_ps(best)));
+        const __m512 share = power_of_two(_mm512_fmsub_ps(score[i], _mm512_set1_ps(factor), _mm512_set1_ps(best)));
         sum = _mm512_add_ps(sum, share);
-        store_bf16(query->shares + line * SPAN + 16 * i, share);
+        store_bf16(shares + 16 * i, share);
     }
     if (best > before) {
-        const __m512 shrink = exponential(_mm512_set1_ps(before - best));
+        const __m512 shrink = power_of_two(_mm512_set1_ps(before - best));
         query->weights[row] *= _mm512_cvtss_f32(shrink);
         for (i64 i = 0; i < size; i += 16) {
-            float *at = query->sums + row * size + i;
-            _mm512_store_ps(at, _mm512_mul_ps(_mm512_load_ps(at), shrink));
+            float *part = query->sums + row * size + i;
+            _mm512_store_ps(part, _mm512_mul_ps(_mm512_load_ps(part), shrink));
         }
         query->best[row] = best;
     }
     query->weights[row] += _mm512_reduce_add_ps(sum);
 }
 
-static void add_values(const Query *query, i64 row, i64 filled) {
-    const i64 size = query->job->size, tiles = size / 16;
-    LOAD(4, query->shares, 2 * SPAN);
-    if (filled > 2) LOAD(5, query->shares + 32, 2 * SPAN);
-    for (i64 part = 0; part < tiles; part++) {
-        float *at = query->sums + row * size + 16 * part;
-        LOAD(0, at, 4 * size);
-        LOAD(6, query->values + part * 512, 64);
+static void add_values(const Query *query, Unit unit, i64 tiles, const bf16 *shares) {
+    const i64 size = query->job->size, columns = size / 16;
+    LOAD(4, shares, 2 * SPAN);
+    if (tiles > 2) LOAD(5, shares + 32, 2 * SPAN);
+    for (i64 column = 0; column < columns; column++) {
+        float *sums = query->sums + unit.row * size + 16 * column;
+        LOAD(0, sums, 4 * size);
+        LOAD(6, query->values + column * 512, 64);
         MULTIPLY_ADD(0, 4, 6);
-        if (filled > 2) {
-            LOAD(7, query->values + (tiles + part) * 512, 64);
+        if (tiles > 2) {
+            LOAD(7, query->values + (columns + column) * 512, 64);
             MULTIPLY_ADD(0, 5, 7);
         }
-        STORE(0, at, 4 * size);
+        STORE(0, sums, 4 * size);
     }
 }
 
-// Rows `begin` to `end` of the queries against tokens `from` to `to` of a slot.
+// Rows `begin` to `end` against tokens `from` to `to` of a slot. Each stage is done for some units
+// before the next, so that none waits for what it has just written.
 static void attend(const Query *query, i64 begin, i64 end, i64 slot, i64 from, i64 to) {
     const i64 window = query->job->window;
     // Rows are in the order of their positions: the first sees least far ahead, and farthest back.
     if (window) from = MAX(from, query->positions[begin] - window + 1);
     to = MIN(to, query->positions[end - 1] + 1);
     for (; from < to; from += SPAN) {
-        const i64 until = MIN(to, from + SPAN), filled = (until - from + 15) / 16;
+        const i64 until = MIN(to, from + SPAN), tiles = (until - from + 15) / 16;
         fetch(query, slot, from, until);
-        for (i64 row = begin; row < end; row += 16) {
-            const int rows = (int)MIN(16, end - row);
-            if (query->positions[row + rows - 1] < from) continue;
-            if (window && query->positions[row] - window + 1 >= from + SPAN) continue;
-            configure_rows(rows, rows);
-            score(query, row, filled);
-            for (int line = 0; line < rows; line++) weigh(query, row + line, line, from, until);
-            add_values(query, row, filled);
+        i64 next = begin;
+        while (next < end) {
+            Unit units[MOST_UNITS];
+            int count = 0;
+            for (; next < end && count < MOST_UNITS; next += 16) {
+                const int rows = (int)MIN(16, end - next);
+                if (query->positions[next + rows - 1] < from) continue;
+                if (window && query->positions[next] - window + 1 >= from + SPAN) continue;
+                units[count++] = (Unit){next, rows};
+            }
+            for (int i = 0; i < count; i++) {
+                if (!i || units[i].rows != units[i - 1].rows) configure_rows(units[i].rows, units[i].rows);
+                score(query, units[i], tiles, query->scores + i * 16 * SPAN);
+            }
+            for (int i = 0; i < count; i++)
+                for (int row = 0; row < units[i].rows; row++)
+                    weigh(query, units[i].row + row, from, until, query->scores + (16 * i + row) * SPAN,
+                          query->shares + (16 * i + row) * SPAN);
+            for (int i = 0; i < count; i++) {
+                if (!i || units[i].rows != units[i - 1].rows) configure_rows(units[i].rows, units[i].rows);
+                add_values(query, units[i], tiles, query->shares + i * 16 * SPAN);
+            }
         }
     }
 }
@@ -767,47 +816,63 @@ static i64 rows_of(const Attention *job, const int32_t *task) {
     return tokens * (job->heads / job->kv_heads);
 }
 
-static void attention_task(void *shared, i64 index, char *memory) {
-    const Attention *job = shared;
-    const int32_t *task = job->tasks + index / job->kv_heads * TASK_FIELDS;
-    const int32_t *runs = job->runs + task[TASK_RUN] * RUN_FIELDS;
-    const i64 size = job->size, group = job->heads / job->kv_heads, total = rows_of(job, task);
-    Query query = {.job = job, .head = index % job->kv_heads, .group = group};
-    lay_out(&query, memory, total, size);
-    i64 row = 0;
-    for (int i = 0; i < task[TASK_COUNT]; i++) {
-        const int32_t *run = runs + i * RUN_FIELDS;
-        for (i64 token = 0; token < run[RUN_COUNT]; token++) {
-            const i64 from = ((run[RUN_TOKEN] + token) * job->heads + query.head * group) * size;
-            memcpy(query.q + row * size, job->q + from, (size_t)(group * size) * sizeof(bf16));
-            for (i64 head = 0; head < group; head++) query.positions[row++] = run[RUN_POSITION] + token;
+// Copies the queries of a run to their rows, or what came of them from there.
+static void copy_rows(const Query *query, const int32_t *run, i64 row, int back) {
+    const Attention *job = query->job;
+    const i64 size = job->size, group = job->heads / job->kv_heads;
+    for (i64 token = 0; token < run[RUN_COUNT]; token++) {
+        for (i64 i = 0; i < group; i++, row++) {
+            const i64 place = ((run[RUN_TOKEN] + token) * job->heads + query->head * group + i) * size;
+            query->positions[row] = run[RUN_POSITION] + token;
+            if (!back) {
+                memcpy(query->q + row * size, job->q + place, (size_t)size * sizeof(bf16));
+                continue;
+            }
+            const __m512 weight = _mm512_set1_ps(query->weights[row]);
+            for (i64 d = 0; d < size; d += 16)
+                store_bf16(job->out + place + d, _mm512_div_ps(_mm512_load_ps(query->sums + row * size + d), weight));
         }
     }
-    memset(query.sums, 0, (size_t)(total * size) * sizeof(float));
-    for (row = 0; row < total; row++) query.best[row] = -1e30f, query.weights[row] = 0;
-    if (task[TASK_SHARED]) attend(&query, 0, total, runs[RUN_SLOT], 0, task[TASK_SHARED]);
+}
+
+static void attention_of_head(const Attention *job, const int32_t *task, i64 head, i64 ahead, char *memory) {
+    const int32_t *runs = job->runs + task[TASK_RUN] * RUN_FIELDS;
+    const i64 rows = rows_of(job, task), group = job->heads / job->kv_heads;
+    Query query = {.job = job, .head = head, .ahead = ahead};
+    lay_out(&query, memory, rows, job->size);
+    i64 row = 0;
+    for (int i = 0; i < task[TASK_COUNT]; row += runs[i++ * RUN_FIELDS + RUN_COUNT] * group)
+        copy_rows(&query, runs + i * RUN_FIELDS, row, 0);
+    memset(query.sums, 0, (size_t)(rows * job->size) * sizeof(float));
+    for (row = 0; row < rows; row++) query.best[row] = -1e30f, query.weights[row] = 0;
+    if (task[TASK_SHARED]) attend(&query, 0, rows, runs[RUN_SLOT], 0, task[TASK_SHARED]);
     row = 0;
     for (int i = 0; i < task[TASK_COUNT]; i++) {
         const int32_t *run = runs + i * RUN_FIELDS;
         const i64 end = row + run[RUN_COUNT] * group;
         attend(&query, row, end, run[RUN_SLOT], task[TASK_SHARED], run[RUN_POSITION] + run[RUN_COUNT]);
-        for (i64 first = row; row < end; row++) {
-            const i64 token = run[RUN_TOKEN] + (row - first) / group, head = query.head * group + (row - first) % group;
-            const __m512 weight = _mm512_set1_ps(query.weights[row]);
-            for (i64 d = 0; d < size; d += 16)
-                store_bf16(job->out + (token * job->heads + head) * size + d,
-                           _mm512_div_ps(_mm512_load_ps(query.sums + row * size + d), weight));
-        }
+        copy_rows(&query, run, row, 1);
+        row = end;
     }
+}
+
+static void attention_task(void *shared, i64 index, char *memory) {
+    const Attention *job = shared;
+    const i64 parts = job->kv_heads / job->together, first = index % parts * job->together;
+    const int32_t *task = job->tasks + index / parts * TASK_FIELDS;
+    for (i64 i = 0; i < job->together; i++)
+        attention_of_head(job, task, first + i, i ? 0 : job->together, memory);
 }
 
 int treadle_attention(const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out, const i64 *page_table,
                       i64 pages_per_slot, i64 page_size, i64 heads, i64 kv_heads, i64 size, i64 window,
                       const int32_t *runs, const int32_t *tasks, i64 num_tasks) {
+    // Key/value heads of a token lie side by side: one thread reads them all, if there is enough else to do.
+    const i64 together = num_tasks >= 4 * max_threads() && kv_heads <= MOST_TOGETHER ? kv_heads : 1;
     Attention job = {q,     keys,     values, out,    page_table, pages_per_slot, page_size,
-                     heads, kv_heads, size,   window, runs,       tasks};
+                     heads, kv_heads, size,   window, together,   runs,           tasks};
     Query query;
     i64 most = 0;
     for (i64 i = 0; i < num_tasks; i++) most = MAX(most, rows_of(&job, tasks + i * TASK_FIELDS));
-    return run(attention_task, &job, num_tasks * kv_heads, lay_out(&query, NULL, most, size));
+    return run(attention_task, &job, num_tasks * (kv_heads / together), num_tasks, lay_out(&query, NULL, most, size));
 }

@@ -31,9 +31,8 @@ RUN_FIELDS, TASK_FIELDS = 4, 3
 MOST_HEAD_DIM = 512
 
 _ARGUMENTS = {
-    "treadle_linear": (c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int),
+    "treadle_linear": (c_void_p, c_void_p, c_void_p, c_int64, c_int),
     "treadle_norm": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float),
-    "treadle_swiglu": (c_void_p, c_void_p, c_int64, c_int64),
     "treadle_norm_rope_write": (
         *(c_void_p, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
         *(c_int64, c_int64, c_int64, c_int64),
@@ -59,11 +58,9 @@ class Native:
 
     def linear(self, weight: ctypes.Structure, x: Tensor, out: Tensor) -> None:
         """The product of `[T, in]` inputs with a weight as `native_linear` lays it out; `out` may be float32."""
-        wide, threads = out.dtype == torch.float32, torch.get_num_threads()
+        wide = out.dtype == torch.float32
         self._check(
-            self._library.treadle_linear(
-                ctypes.byref(weight), x.data_ptr(), out.data_ptr(), len(x), int(wide), threads
-            )
+            self._library.treadle_linear(ctypes.byref(weight), x.data_ptr(), out.data_ptr(), len(x), int(wide))
         )
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -79,13 +76,6 @@ class Native:
         tensors = x.data_ptr(), residual.data_ptr(), weight.data_ptr(), out.data_ptr()
         self._check(self._library.treadle_norm(*tensors, *x.shape, eps))
         return out, residual
-
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        """As `reference.swiglu`."""
-        tokens, size = len(gate_up), gate_up.shape[1] // 2
-        out = gate_up.new_empty(tokens, size)
-        self._check(self._library.treadle_swiglu(gate_up.data_ptr(), out.data_ptr(), tokens, size))
-        return out
 
     def norm_rope_write(
         self,
@@ -166,11 +156,11 @@ def load_native(folder: Path) -> Native:
         library = ctypes.CDLL(str(_built(folder)))
         # The threads of torch: in whatever library they are, torch's own leads to it.
         torch_library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
-        parallel = ctypes.cast(torch_library.GOMP_parallel, c_void_p)
+        threads = [ctypes.cast(function, c_void_p) for function in (torch_library.GOMP_parallel, torch_library.omp_get_max_threads)]
     except (OSError, AttributeError) as error:
         raise NativeUnavailable(f"native.c cannot be loaded: {error}") from None
-    library.treadle_begin.argtypes = (c_void_p,)
-    if not library.treadle_begin(parallel):
+    library.treadle_begin.argtypes = (c_void_p, c_void_p)
+    if not library.treadle_begin(*threads):
         raise NativeUnavailable("the system does not let this process use AMX")
     return Native(library)
 

@@ -25,6 +25,7 @@ class _Weight(ctypes.Structure):
         ("format", ctypes.c_int64),
         ("in_features", ctypes.c_int64),
         ("out_features", ctypes.c_int64),
+        ("gated", ctypes.c_int64),
         ("blocks", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
     )
@@ -41,28 +42,35 @@ class NativeLinear:
         weight: `[out, in]`, a shape that `fits_native`; a tensor is bfloat16.
         bias: `[out]`, bfloat16.
         dtype: Of results, bfloat16 or float32.
+        gated: The first half of the outputs are gates of the second: `silu(gate) * other` comes out, half as many.
     """
 
     def __init__(
-        self, native: Native, weight: Matrix, bias: Tensor | None = None, *, dtype: torch.dtype = torch.bfloat16
+        self,
+        native: Native,
+        weight: Matrix,
+        bias: Tensor | None = None,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        gated: bool = False,
     ) -> None:
         self._native = native
         self._dtype = dtype
         if isinstance(weight, Tensor):
-            kind, blocks, self._shape = 0, _tiles(weight), weight.shape
+            kind, blocks, (out_features, in_features) = 0, _tiles(weight), weight.shape
         else:
             kind = 1 if isinstance(weight, Int8Matrix) else 2
-            blocks, self._shape = _coded_blocks(weight), weight.codes.shape
+            blocks, (out_features, in_features) = _coded_blocks(weight), weight.codes.shape
         # The weight holds addresses only: what is there must live as long.
         self._tensors = blocks, bias
-        out_features, in_features = self._shape
+        self._out_features = out_features // 2 if gated else out_features
         self._weight = _Weight(
-            kind, in_features, out_features, blocks.data_ptr(), None if bias is None else bias.data_ptr()
+            kind, in_features, out_features, gated, blocks.data_ptr(), None if bias is None else bias.data_ptr()
         )
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[T, out]` of bfloat16 `[T, in]`."""
-        out = torch.empty(len(x), self._shape[0], dtype=self._dtype)
+        out = torch.empty(len(x), self._out_features, dtype=self._dtype)
         self._native.linear(self._weight, x.contiguous(), out)
         return out
 

@@ -151,6 +151,5 @@ def native_ops(native: Native) -> Ops:
         rms_norm=native.rms_norm,
         add_rms_norm=native.add_rms_norm,
         norm_rope_write=native.norm_rope_write,
-        swiglu=native.swiglu,
         attend=native.attention,
     )

@@ -36,7 +36,10 @@ class Attention(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """The weights of one layer. Query, key and value projections are one matrix, and so are gate and up."""
+    """The weights of one layer. Query, key and value projections are one matrix, and so are gate and up.
+
+    `gated` is the product with the latter, its gates applied.
+    """
 
     attention_norm: Tensor
     qkv: Projection
@@ -44,7 +47,7 @@ class Layer:
     k_norm: Tensor | None
     o: Projection
     mlp_norm: Tensor
-    gate_up: Projection
+    gated: Projection
     down: Projection
 
 
@@ -81,7 +84,7 @@ class Decoder:
         h = ops.rms_norm(x, self._layers[0].attention_norm, eps)
         for index, layer in enumerate(self._layers):
             h, x = ops.add_rms_norm(self._attend(index, layer, h, angles, attention), x, layer.mlp_norm, eps)
-            h = layer.down(ops.swiglu(layer.gate_up(h)))
+            h = layer.down(layer.gated(h))
             if index + 1 < len(self._layers):
                 h, x = ops.add_rms_norm(h, x, self._layers[index + 1].attention_norm, eps)
         h, _ = ops.add_rms_norm(h[wanted], x[wanted], self._norm, eps)
@@ -122,7 +125,9 @@ def load_decoder(
     Raises `CorruptModelError` for what is missing or damaged, `InvalidRequestError` for what cannot be in codes.
     """
     config = checkpoint.config
-    reader = WeightReader(checkpoint, dtype, device, weights, packed=packed_weights, native=native)
+    reader = WeightReader(
+        checkpoint, dtype, device, weights, packed=packed_weights, swiglu=ops.swiglu, native=native
+    )
 
     def layer(prefix: str) -> Layer:
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
@@ -133,7 +138,7 @@ def load_decoder(
             k_norm=reader.tensor(f"{attention}.k_norm.weight") if config.qk_norm else None,
             o=reader.projection(f"{attention}.o_proj", bias=config.o_bias),
             mlp_norm=reader.tensor(f"{prefix}.post_attention_layernorm.weight"),
-            gate_up=reader.projection(f"{mlp}.gate_proj", f"{mlp}.up_proj", bias=config.mlp_bias),
+            gated=reader.gated(f"{mlp}.gate_proj", f"{mlp}.up_proj", bias=config.mlp_bias),
             down=reader.projection(f"{mlp}.down_proj", bias=config.mlp_bias),
         )
 

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from treadle.kernels import reference
 from treadle.kernels.codes import Int4Matrix, Int8Matrix, concat_rows, quantize_int4, quantize_int8
 from treadle.kernels.head import Head
 from treadle.kernels.int4 import GROUP, OUT_MULTIPLE, Int4Linear, can_multiply_int4, fits_int4
@@ -32,6 +33,7 @@ class WeightReader:
         device: Where the weights go.
         weights: Which matrices are kept in codes.
         packed: Whether matrices in `dtype` are laid out for the processor.
+        swiglu: `silu` of the first half of each row, times the second.
         native: What multiplies, instead of torch. Every matrix must have a shape that `fits_native`.
 
     Raises `InvalidRequestError` where codes are asked for, and there is no product with them.
@@ -45,12 +47,14 @@ class WeightReader:
         weights: Weights,
         *,
         packed: bool,
+        swiglu: Callable[[Tensor], Tensor] = reference.swiglu,
         native: Native | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._dtype = dtype
         self._device = device
         self._packed = packed
+        self._swiglu = swiglu
         self._native = native
         self._shapes = dict(tensor_shapes(checkpoint.config))
         self._weights: Weights = weights
@@ -68,10 +72,8 @@ class WeightReader:
         parts = [self._checkpoint.tensor(name).to(self._dtype) for name in names]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous().to(self._device)
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Projection:
-        """The product with a matrix in the model's type."""
-        if self._native is not None:
-            return NativeLinear(self._native, weight, bias)
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        """The product with a matrix in the model's type, by torch."""
         return Linear(weight, bias, packed=self._packed)
 
     def head(self, name: str, weight: Tensor) -> Projection:
@@ -81,22 +83,36 @@ class WeightReader:
         codes = self._checkpoint.codes(name) if self._weights != "full" else None
         return NativeLinear(self._native, weight if codes is None else codes, dtype=torch.float32)
 
+    def gated(self, gate: str, up: str, *, bias: bool) -> Projection:
+        """`silu` of the product with one matrix, times that with another. Raises as `projection` does."""
+        if self._native is not None:
+            return self._native_projection((gate, up), bias=bias, gated=True)
+        product, swiglu = self.projection(gate, up, bias=bias), self._swiglu
+        return lambda x: swiglu(product(x))
+
     def projection(self, *names: str, bias: bool) -> Projection:
         """The product with some matrices of the same inputs, their outputs side by side.
 
         Raises `InvalidRequestError` for a matrix that is to be in codes, and whose shape does not allow it.
         """
+        if self._native is not None:
+            return self._native_projection(names, bias=bias)
         weights = [f"{name}.weight" for name in names]
         biases = self.tensor(*(f"{name}.bias" for name in names)) if bias else None
         codes = self._joined_codes(weights)
         if codes is None:
             return self.linear(self.tensor(*weights), biases)
-        if self._native is not None:
-            return NativeLinear(self._native, codes, biases)
         assert isinstance(codes, Int4Matrix)
         if self._weights == "int4-only":
             return Int4Linear(codes, biases)
         return Int4Linear(codes, biases, many=self.linear(codes.dequantize().to(self._dtype), biases))
+
+    def _native_projection(self, names: Sequence[str], *, bias: bool, gated: bool = False) -> Projection:
+        assert self._native is not None
+        weights = [f"{name}.weight" for name in names]
+        matrix = self._joined_codes(weights)
+        biases = self.tensor(*(f"{name}.bias" for name in names)) if bias else None
+        return NativeLinear(self._native, self.tensor(*weights) if matrix is None else matrix, biases, gated=gated)
 
     def _joined_codes(self, names: Sequence[str]) -> Int4Matrix | Int8Matrix | None:
         """The codes of matrices as one, or None where they are to stay in the model's type, or are coded in two ways."""
