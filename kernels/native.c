@@ -551,12 +551,17 @@ int treadle_norm_rope_write(const bf16 *qkv, const bf16 *q_norm, const bf16 *k_n
 enum { SPAN = 64, MOST_UNITS = 4, MOST_TOGETHER = 8 };
 
 typedef struct {
+    const i64 *page_table;
+    i64 pages_per_slot, page_size, heads, kv_heads, size, window;
+    const int32_t *runs, *tasks;
+    i64 num_tasks;
+} Contexts;
+
+typedef struct {
     const bf16 *q, *keys, *values;
     bf16 *out;
-    const i64 *page_table;
-    i64 pages_per_slot, page_size, heads, kv_heads, size, window, together;
-    const int32_t *runs;
-    const int32_t *tasks;
+    const Contexts *contexts;
+    i64 together;  // key/value heads that a thread goes through one after the other
 } Attention;
 
 // A run of tokens of one call: its first token in the step, how many, its slot, and the position of the first.
@@ -636,12 +641,12 @@ static void transpose(__m512i r[16]) {
 // Brings keys and values of up to 64 tokens of a slot into tiles; what is behind the last becomes zero.
 static void fetch(const Query *query, i64 slot, i64 from, i64 to) {
     const Attention *job = query->job;
-    const i64 size = job->size, row = job->kv_heads * size, tiles = (to - from + 15) / 16;
-    const i64 *table = job->page_table + slot * job->pages_per_slot;
+    const i64 size = job->contexts->size, row = job->contexts->kv_heads * size, tiles = (to - from + 15) / 16;
+    const i64 *table = job->contexts->page_table + slot * job->contexts->pages_per_slot;
     i64 places[SPAN];
     for (i64 i = 0; i < to - from; i++) {
-        const i64 token = from + i, page = table[token / job->page_size];
-        places[i] = (page * job->page_size + token % job->page_size) * row + query->head * size;
+        const i64 token = from + i, page = table[token / job->contexts->page_size];
+        places[i] = (page * job->contexts->page_size + token % job->contexts->page_size) * row + query->head * size;
         for (i64 d = 0; d < query->ahead * size; d += 32) {
             _mm_prefetch((const char *)(job->keys + places[i] + d), _MM_HINT_T0);
             _mm_prefetch((const char *)(job->values + places[i] + d), _MM_HINT_T0);
@@ -677,7 +682,7 @@ static void fetch(const Query *query, i64 slot, i64 from, i64 to) {
 
 // Scores of a unit with the keys in tiles.
 static void score(const Query *query, Unit unit, i64 tiles, float *scores) {
-    const i64 size = query->job->size;
+    const i64 size = query->job->contexts->size;
     const bf16 *q = query->q + unit.row * size, *keys = query->keys;
     CLEAR(0);
     CLEAR(1);
@@ -722,8 +727,8 @@ static inline __m512 power_of_two(__m512 x) {
 // Turns the scores of a query into weights relative to its new greatest score, and what it has so far as well.
 static void weigh(const Query *query, i64 row, i64 from, i64 to, const float *scores, bf16 *shares) {
     const Attention *job = query->job;
-    const i64 position = query->positions[row], size = job->size;
-    const i64 first = job->window ? MAX(position - job->window + 1 - from, 0) : 0;
+    const i64 position = query->positions[row], size = job->contexts->size;
+    const i64 first = job->contexts->window ? MAX(position - job->contexts->window + 1 - from, 0) : 0;
     const i64 last = MIN(position + 1, to) - from;
     const float factor = 1.44269504f / sqrtf((float)size);
     __m512 score[4];
@@ -758,7 +763,7 @@ static void weigh(const Query *query, i64 row, i64 from, i64 to, const float *sc
 }
 
 static void add_values(const Query *query, Unit unit, i64 tiles, const bf16 *shares) {
-    const i64 size = query->job->size, columns = size / 16;
+    const i64 size = query->job->contexts->size, columns = size / 16;
     LOAD(4, shares, 2 * SPAN);
     if (tiles > 2) LOAD(5, shares + 32, 2 * SPAN);
     for (i64 column = 0; column < columns; column++) {
@@ -777,7 +782,7 @@ static void add_values(const Query *query, Unit unit, i64 tiles, const bf16 *sha
 // Rows `begin` to `end` against tokens `from` to `to` of a slot. Each stage is done for some units
 // before the next, so that none waits for what it has just written.
 static void attend(const Query *query, i64 begin, i64 end, i64 slot, i64 from, i64 to) {
-    const i64 window = query->job->window;
+    const i64 window = query->job->contexts->window;
     // Rows are in the order of their positions: the first sees least far ahead, and farthest back.
     if (window) from = MAX(from, query->positions[begin] - window + 1);
     to = MIN(to, query->positions[end - 1] + 1);
@@ -812,17 +817,17 @@ static void attend(const Query *query, i64 begin, i64 end, i64 slot, i64 from, i
 
 static i64 rows_of(const Attention *job, const int32_t *task) {
     i64 tokens = 0;
-    for (int i = 0; i < task[TASK_COUNT]; i++) tokens += job->runs[(task[TASK_RUN] + i) * RUN_FIELDS + RUN_COUNT];
-    return tokens * (job->heads / job->kv_heads);
+    for (int i = 0; i < task[TASK_COUNT]; i++) tokens += job->contexts->runs[(task[TASK_RUN] + i) * RUN_FIELDS + RUN_COUNT];
+    return tokens * (job->contexts->heads / job->contexts->kv_heads);
 }
 
 // Copies the queries of a run to their rows, or what came of them from there.
 static void copy_rows(const Query *query, const int32_t *run, i64 row, int back) {
     const Attention *job = query->job;
-    const i64 size = job->size, group = job->heads / job->kv_heads;
+    const i64 size = job->contexts->size, group = job->contexts->heads / job->contexts->kv_heads;
     for (i64 token = 0; token < run[RUN_COUNT]; token++) {
         for (i64 i = 0; i < group; i++, row++) {
-            const i64 place = ((run[RUN_TOKEN] + token) * job->heads + query->head * group + i) * size;
+            const i64 place = ((run[RUN_TOKEN] + token) * job->contexts->heads + query->head * group + i) * size;
             query->positions[row] = run[RUN_POSITION] + token;
             if (!back) {
                 memcpy(query->q + row * size, job->q + place, (size_t)size * sizeof(bf16));
@@ -836,14 +841,14 @@ static void copy_rows(const Query *query, const int32_t *run, i64 row, int back)
 }
 
 static void attention_of_head(const Attention *job, const int32_t *task, i64 head, i64 ahead, char *memory) {
-    const int32_t *runs = job->runs + task[TASK_RUN] * RUN_FIELDS;
-    const i64 rows = rows_of(job, task), group = job->heads / job->kv_heads;
+    const int32_t *runs = job->contexts->runs + task[TASK_RUN] * RUN_FIELDS;
+    const i64 rows = rows_of(job, task), group = job->contexts->heads / job->contexts->kv_heads;
     Query query = {.job = job, .head = head, .ahead = ahead};
-    lay_out(&query, memory, rows, job->size);
+    lay_out(&query, memory, rows, job->contexts->size);
     i64 row = 0;
     for (int i = 0; i < task[TASK_COUNT]; row += runs[i++ * RUN_FIELDS + RUN_COUNT] * group)
         copy_rows(&query, runs + i * RUN_FIELDS, row, 0);
-    memset(query.sums, 0, (size_t)(rows * job->size) * sizeof(float));
+    memset(query.sums, 0, (size_t)(rows * job->contexts->size) * sizeof(float));
     for (row = 0; row < rows; row++) query.best[row] = -1e30f, query.weights[row] = 0;
     if (task[TASK_SHARED]) attend(&query, 0, rows, runs[RUN_SLOT], 0, task[TASK_SHARED]);
     row = 0;
@@ -858,21 +863,58 @@ static void attention_of_head(const Attention *job, const int32_t *task, i64 hea
 
 static void attention_task(void *shared, i64 index, char *memory) {
     const Attention *job = shared;
-    const i64 parts = job->kv_heads / job->together, first = index % parts * job->together;
-    const int32_t *task = job->tasks + index / parts * TASK_FIELDS;
+    const i64 parts = job->contexts->kv_heads / job->together, first = index % parts * job->together;
+    const int32_t *task = job->contexts->tasks + index / parts * TASK_FIELDS;
     for (i64 i = 0; i < job->together; i++)
         attention_of_head(job, task, first + i, i ? 0 : job->together, memory);
 }
 
-int treadle_attention(const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out, const i64 *page_table,
-                      i64 pages_per_slot, i64 page_size, i64 heads, i64 kv_heads, i64 size, i64 window,
-                      const int32_t *runs, const int32_t *tasks, i64 num_tasks) {
+int treadle_attention(const Contexts *contexts, const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out) {
     // Key/value heads of a token lie side by side: one thread reads them all, if there is enough else to do.
-    const i64 together = num_tasks >= 4 * max_threads() && kv_heads <= MOST_TOGETHER ? kv_heads : 1;
-    Attention job = {q,     keys,     values, out,    page_table, pages_per_slot, page_size,
-                     heads, kv_heads, size,   window, together,   runs,           tasks};
+    const int all = contexts->num_tasks >= 4 * max_threads() && contexts->kv_heads <= MOST_TOGETHER;
+    Attention job = {q, keys, values, out, contexts, all ? contexts->kv_heads : 1};
     Query query;
     i64 most = 0;
-    for (i64 i = 0; i < num_tasks; i++) most = MAX(most, rows_of(&job, tasks + i * TASK_FIELDS));
-    return run(attention_task, &job, num_tasks * (kv_heads / together), num_tasks, lay_out(&query, NULL, most, size));
+    for (i64 i = 0; i < contexts->num_tasks; i++) most = MAX(most, rows_of(&job, contexts->tasks + i * TASK_FIELDS));
+    const i64 count = contexts->num_tasks * (contexts->kv_heads / job.together);
+    return run(attention_task, &job, count, count, lay_out(&query, NULL, most, contexts->size));
+}
+
+// ---- A decoder's layers --------------------------------------------------------------------------------------------
+
+typedef struct {
+    const bf16 *attention_norm, *q_norm, *k_norm, *mlp_norm;
+    const Weight *qkv, *o, *gated, *down;
+} Layer;
+
+typedef struct {
+    i64 tokens, hidden;
+    float eps;
+    const bf16 *cos, *sin;
+    const i64 *places;
+    bf16 *kv;
+    i64 layer_stride, side_stride;  // between the layers of kv, and between keys and values of one
+    bf16 *x, *h, *qkv, *q, *attended, *gated;
+} Pass;
+
+// Takes x through all layers: in the end h is what the last one adds to x.
+int treadle_layers(const Layer *layers, i64 count, const Pass *pass, const Contexts *contexts) {
+    const i64 tokens = pass->tokens, hidden = pass->hidden;
+    int ok = treadle_norm(pass->x, NULL, layers->attention_norm, pass->h, tokens, hidden, pass->eps);
+    for (i64 i = 0; i < count && ok; i++) {
+        const Layer *layer = layers + i;
+        bf16 *keys = pass->kv + i * pass->layer_stride, *values = keys + pass->side_stride;
+        ok = treadle_linear(layer->qkv, pass->h, pass->qkv, tokens, 0) &&
+             treadle_norm_rope_write(pass->qkv, layer->q_norm, layer->k_norm, pass->eps, pass->cos, pass->sin, keys,
+                                     values, pass->places, pass->q, tokens, contexts->heads, contexts->kv_heads,
+                                     contexts->size) &&
+             treadle_attention(contexts, pass->q, keys, values, pass->attended) &&
+             treadle_linear(layer->o, pass->attended, pass->h, tokens, 0) &&
+             treadle_norm(pass->h, pass->x, layer->mlp_norm, pass->h, tokens, hidden, pass->eps) &&
+             treadle_linear(layer->gated, pass->h, pass->gated, tokens, 0) &&
+             treadle_linear(layer->down, pass->gated, pass->h, tokens, 0) &&
+             (i + 1 == count ||
+              treadle_norm(pass->h, pass->x, layer[1].attention_norm, pass->h, tokens, hidden, pass->eps));
+    }
+    return ok;
 }

@@ -22,8 +22,9 @@ from torch import Tensor
 SOURCE = Path(__file__).with_name("native.c")
 FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
 """What the processor must have, as Linux names it."""
-FLAGS = ("-std=gnu11", "-O3", "-shared", "-fPIC", "-mfma") + tuple(
-    f"-m{name.replace('_', '')}" for name in FEATURES if name.startswith("avx")
+FLAGS = (
+    *("-std=gnu11", "-O3", "-shared", "-fPIC", "-mfma"),
+    *(f"-m{name.replace('_', '')}" for name in FEATURES if name.startswith("avx")),
 )
 MOST_BUILD_S = 120
 RUN_FIELDS, TASK_FIELDS = 4, 3
@@ -37,11 +38,62 @@ _ARGUMENTS = {
         *(c_void_p, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
         *(c_int64, c_int64, c_int64, c_int64),
     ),
-    "treadle_attention": (
-        *(c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
-        *(c_int64, c_int64, c_int64, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64),
-    ),
+    "treadle_attention": (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
+    "treadle_layers": (c_void_p, c_int64, c_void_p, c_void_p),
 }
+
+
+class Contexts(ctypes.Structure):
+    """What attention needs to know of a step; the tensors that it names must live as long."""
+
+    _fields_ = (
+        ("page_table", c_void_p),
+        ("pages_per_slot", c_int64),
+        ("page_size", c_int64),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("head_dim", c_int64),
+        ("window", c_int64),
+        ("runs", c_void_p),
+        ("tasks", c_void_p),
+        ("num_tasks", c_int64),
+    )
+
+    @classmethod
+    def of(
+        cls, cache: Tensor, heads: int, page_table: Tensor, runs: Tensor, tasks: Tensor, window: int | None
+    ) -> Contexts:
+        """As `Native.attention` takes them. The cache, of one layer, gives only its shape."""
+        _, _, page_size, kv_heads, head_dim = cache.shape
+        return cls(
+            *(page_table.data_ptr(), page_table.shape[1], page_size, heads, kv_heads, head_dim, window or 0),
+            *(runs.data_ptr(), tasks.data_ptr(), len(tasks)),
+        )
+
+
+class LayerWeights(ctypes.Structure):
+    """Addresses of a layer's norms and of its products' weights."""
+
+    _fields_ = tuple(
+        (name, c_void_p) for name in ("attention_norm", "q_norm", "k_norm", "mlp_norm", "qkv", "o", "gated", "down")
+    )
+
+
+class Pass(ctypes.Structure):
+    """What a step computes with, and where it puts what it computes."""
+
+    _fields_ = (
+        ("tokens", c_int64),
+        ("hidden", c_int64),
+        ("eps", c_float),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("places", c_void_p),
+        ("kv", c_void_p),
+        ("layer_stride", c_int64),
+        ("side_stride", c_int64),
+        *((name, c_void_p) for name in ("x", "h", "qkv", "q", "attended", "gated")),
+    )
 
 
 class NativeUnavailable(Exception):
@@ -59,9 +111,7 @@ class Native:
     def linear(self, weight: ctypes.Structure, x: Tensor, out: Tensor) -> None:
         """The product of `[T, in]` inputs with a weight as `native_linear` lays it out; `out` may be float32."""
         wide = out.dtype == torch.float32
-        self._check(
-            self._library.treadle_linear(ctypes.byref(weight), x.data_ptr(), out.data_ptr(), len(x), int(wide))
-        )
+        self._check(self._library.treadle_linear(ctypes.byref(weight), x.data_ptr(), out.data_ptr(), len(x), int(wide)))
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """As `reference.rms_norm`, of `[T, N]`."""
@@ -128,14 +178,14 @@ class Native:
             `[T, H, D]`.
         """
         out = torch.empty_like(q)
-        self._check(
-            self._library.treadle_attention(
-                *(q.data_ptr(), cache[0].data_ptr(), cache[1].data_ptr(), out.data_ptr(), page_table.data_ptr()),
-                *(page_table.shape[1], cache.shape[2], q.shape[1], cache.shape[3], q.shape[2], window or 0),
-                *(runs.data_ptr(), tasks.data_ptr(), len(tasks)),
-            )
-        )
+        contexts = Contexts.of(cache, q.shape[1], page_table, runs, tasks, window)
+        tensors = q.data_ptr(), cache[0].data_ptr(), cache[1].data_ptr(), out.data_ptr()
+        self._check(self._library.treadle_attention(ctypes.byref(contexts), *tensors))
         return out
+
+    def layers(self, layers: ctypes.Array[LayerWeights], step: Pass, contexts: Contexts) -> None:
+        """Takes the hidden states of a step through all layers: see `NativeLayers`."""
+        self._check(self._library.treadle_layers(layers, len(layers), ctypes.byref(step), ctypes.byref(contexts)))
 
     @staticmethod
     def _check(succeeded: int) -> None:
@@ -156,7 +206,10 @@ def load_native(folder: Path) -> Native:
         library = ctypes.CDLL(str(_built(folder)))
         # The threads of torch: in whatever library they are, torch's own leads to it.
         torch_library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
-        threads = [ctypes.cast(function, c_void_p) for function in (torch_library.GOMP_parallel, torch_library.omp_get_max_threads)]
+        threads = [
+            ctypes.cast(function, c_void_p)
+            for function in (torch_library.GOMP_parallel, torch_library.omp_get_max_threads)
+        ]
     except (OSError, AttributeError) as error:
         raise NativeUnavailable(f"native.c cannot be loaded: {error}") from None
     library.treadle_begin.argtypes = (c_void_p, c_void_p)

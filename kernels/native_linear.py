@@ -63,15 +63,15 @@ class NativeLinear:
             blocks, (out_features, in_features) = _coded_blocks(weight), weight.codes.shape
         # The weight holds addresses only: what is there must live as long.
         self._tensors = blocks, bias
-        self._out_features = out_features // 2 if gated else out_features
-        self._weight = _Weight(
+        self.out_features = out_features // 2 if gated else out_features
+        self.weight = _Weight(
             kind, in_features, out_features, gated, blocks.data_ptr(), None if bias is None else bias.data_ptr()
         )
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[T, out]` of bfloat16 `[T, in]`."""
-        out = torch.empty(len(x), self._out_features, dtype=self._dtype)
-        self._native.linear(self._weight, x.contiguous(), out)
+        out = torch.empty(len(x), self.out_features, dtype=self._dtype)
+        self._native.linear(self.weight, x.contiguous(), out)
         return out
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from treadle.kernels.codes import GROUP, Int4Matrix, Int8Matrix
+from treadle.kernels.codes import GROUP, Int4Matrix
 from treadle.kernels.int4 import can_multiply_int4
 from treadle.kernels.linear import can_pack
 from treadle.runtime.engine.cgroup import usable_memory

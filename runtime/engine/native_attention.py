@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from treadle.kernels.native_layers import NativeLayers
 from treadle.kernels.ops import Attend
 from treadle.runtime.engine.layout import Layout
 from treadle.runtime.engine.sharing import SharedPrefix
@@ -40,6 +41,10 @@ class NativeAttention:
 
     def cache(self, layer: int) -> Tensor:
         return self._state.kv[layer]
+
+    def run(self, layers: NativeLayers, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        state = self._state
+        return layers(x, angles, state.kv, self.places, state.page_table, self._runs, self._tasks, self._window)
 
     def __call__(self, layer: int, q: Tensor) -> Tensor:
         return self._attend(q, self.cache(layer), self._state.page_table, self._runs, self._tasks, self._window)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from treadle.kernels.native import Native
+from treadle.kernels.native_layers import NativeLayers
 from treadle.kernels.ops import REFERENCE, Ops
 from treadle.runtime.models.checkpoint import Checkpoint
 from treadle.runtime.models.config import ModelConfig, Weights
@@ -34,6 +35,15 @@ class Attention(Protocol):
         ...
 
 
+@runtime_checkable
+class LayersAttention(Attention, Protocol):
+    """An attention that can be part of one operation for all layers."""
+
+    def run(self, layers: NativeLayers, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the last layer adds, and what it is added to, of `[T, hidden_size]` embeddings."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     """The weights of one layer. Query, key and value projections are one matrix, and so are gate and up.
@@ -55,7 +65,14 @@ class Decoder:
     """Turns token ids into logits. Weights stay as they are; keys and values live behind `Attention`."""
 
     def __init__(
-        self, config: ModelConfig, embedding: Tensor, layers: list[Layer], norm: Tensor, head: Projection, ops: Ops
+        self,
+        config: ModelConfig,
+        embedding: Tensor,
+        layers: list[Layer],
+        norm: Tensor,
+        head: Projection,
+        ops: Ops,
+        native_layers: NativeLayers | None = None,
     ) -> None:
         self.config = config
         self.dtype = embedding.dtype
@@ -66,6 +83,7 @@ class Decoder:
         self._head = head
         self._ops = ops
         self._rope = Rope(config, self.device)
+        self._native_layers = native_layers
 
     def forward(self, token_ids: Tensor, attention: Attention, wanted: Tensor) -> Tensor:
         """Runs a step.
@@ -78,17 +96,25 @@ class Decoder:
         Returns:
             Logits `[R, vocab_size]` in float32.
         """
-        ops, eps = self._ops, self.config.rms_norm_eps
         angles = self._rope.angles(attention.positions, self.dtype)
         x = F.embedding(token_ids, self._embedding)
+        if self._native_layers is not None and isinstance(attention, LayersAttention):
+            h, x = attention.run(self._native_layers, x, angles)
+        else:
+            h, x = self._run(x, angles, attention)
+        h, _ = self._ops.add_rms_norm(h[wanted], x[wanted], self._norm, self.config.rms_norm_eps)
+        return self._head(h)
+
+    def _run(self, x: Tensor, angles: tuple[Tensor, Tensor], attention: Attention) -> tuple[Tensor, Tensor]:
+        """What the last layer adds, and what it is added to."""
+        ops, eps = self._ops, self.config.rms_norm_eps
         h = ops.rms_norm(x, self._layers[0].attention_norm, eps)
         for index, layer in enumerate(self._layers):
             h, x = ops.add_rms_norm(self._attend(index, layer, h, angles, attention), x, layer.mlp_norm, eps)
             h = layer.down(layer.gated(h))
             if index + 1 < len(self._layers):
                 h, x = ops.add_rms_norm(h, x, self._layers[index + 1].attention_norm, eps)
-        h, _ = ops.add_rms_norm(h[wanted], x[wanted], self._norm, eps)
-        return self._head(h)
+        return h, x
 
     def _attend(
         self, index: int, layer: Layer, h: Tensor, angles: tuple[Tensor, Tensor], attention: Attention
@@ -125,9 +151,7 @@ def load_decoder(
     Raises `CorruptModelError` for what is missing or damaged, `InvalidRequestError` for what cannot be in codes.
     """
     config = checkpoint.config
-    reader = WeightReader(
-        checkpoint, dtype, device, weights, packed=packed_weights, swiglu=ops.swiglu, native=native
-    )
+    reader = WeightReader(checkpoint, dtype, device, weights, packed=packed_weights, swiglu=ops.swiglu, native=native)
 
     def layer(prefix: str) -> Layer:
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
@@ -146,4 +170,6 @@ def load_decoder(
     layers = [layer(f"model.layers.{index}") for index in range(config.num_layers)]
     name = "model.embed_tokens.weight" if config.tied_embeddings else "lm_head.weight"
     head = reader.head(name, embedding if config.tied_embeddings else reader.tensor(name))
-    return Decoder(config, embedding, layers, reader.tensor("model.norm.weight"), head, ops)
+    norm = reader.tensor("model.norm.weight")
+    fused = NativeLayers(native, layers, config.num_heads, config.rms_norm_eps) if native is not None else None
+    return Decoder(config, embedding, layers, norm, head, ops, fused)

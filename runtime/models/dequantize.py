@@ -69,4 +69,3 @@ def read_int8(data: np.ndarray[tuple[int], np.dtype[np.uint8]], shape: tuple[int
 def _halves(blocks: torch.Tensor, start: int) -> torch.Tensor:
     """The float16 at byte `start` of each block, as float32 `[num_blocks, 1]`."""
     return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
-

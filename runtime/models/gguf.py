@@ -76,7 +76,7 @@ class GGUFCheckpoint:
         return self._in_order(name, dequantize(self.file.raw(info.name), info.quantization, info.shape))
 
     def codes(self, name: str) -> Int4Matrix | Int8Matrix | None:
-        """The codes of a matrix in Q4_0, Q4_1 or Q8_0. Raises `CorruptModelError` if the model has none of this name."""
+        """The codes of a matrix in Q4_0, Q4_1 or Q8_0. Raises `CorruptModelError` if there is none of this name."""
         from treadle.runtime.models.dequantize import INT4_QUANTIZATIONS, read_int4, read_int8
 
         info = self._info(name)

@@ -115,7 +115,7 @@ class WeightReader:
         return NativeLinear(self._native, self.tensor(*weights) if matrix is None else matrix, biases, gated=gated)
 
     def _joined_codes(self, names: Sequence[str]) -> Int4Matrix | Int8Matrix | None:
-        """The codes of matrices as one, or None where they are to stay in the model's type, or are coded in two ways."""
+        """The codes of matrices as one; None where they are to stay in the model's type, or are coded in two ways."""
         if self._weights == "full" or not (self._native is not None or self._fits_int4(names)):
             return None
         codes = [self._codes(name) for name in names]
