@@ -8,8 +8,9 @@ and this project's pages: `text` in the figures, a hash of the tokens, tells whe
 compared less their mean, which no probability depends on. A best token is *clear* if float32 puts it `CLEAR` logits
 above the next.
 
-Both forms are in bfloat16: full weights, and the codes alone, which a window, computed at once, meets as decoding does.
-`BOUNDS` were written down before anything was measured; the exit code is 1 if one is broken. They hold for 4 bits where
+All forms are in bfloat16: full weights, codes as torch multiplies them, and where `native.c` runs both with its
+operations; those multiply codes in two ways, one for up to 8 tokens at a time, as in decoding, so both are measured.
+`BOUNDS` were written down before anything was measured; the exit code is 1 if one is broken. They hold for codes where
 the checkpoint stores them, and they are the same numbers as the full weights. Others are rounded: figures, no bounds.
 """
 
@@ -32,21 +33,27 @@ import torch
 from report import Report, parser
 from torch import Tensor
 
+from treadle.kernels.codes import Int4Matrix
 from treadle.kernels.int4 import can_multiply_int4
 from treadle.runtime.engine.attention import GatheredAttention
-from treadle.runtime.engine.device import CPU
+from treadle.runtime.engine.config import EngineConfig
+from treadle.runtime.engine.device import open_device
 from treadle.runtime.engine.layout import lay_out
+from treadle.runtime.engine.native import find_native
+from treadle.runtime.engine.native_attention import NativeAttention
 from treadle.runtime.engine.state import DeviceState
 from treadle.runtime.loading import open_model
 from treadle.runtime.models.checkpoint import Checkpoint
 from treadle.runtime.models.config import Weights
-from treadle.runtime.models.decoder import Decoder, load_decoder
+from treadle.runtime.models.decoder import load_decoder
 from treadle.runtime.text.tokenizer import Tokenizer
 from treadle.scheduler import Row
 
 TOKENS, WINDOW = 20_000, 512
 PAGE_SIZE = 16
 CLEAR = 0.25
+FEW = 8
+"""Most tokens at a time that `native.c` multiplies with codes as they are."""
 PROJECT = Path(__file__).parents[1]
 COMPARED_AT_ONCE = 128
 """Positions whose logits are compared together: each has as many as the vocabulary."""
@@ -61,23 +68,48 @@ BOUNDS = {
 """What bfloat16 may cost if the weights are the same, in the units of the figures."""
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a checkpoint is computed: its weights, by what, and how many tokens at a time."""
+
+    weights: Weights
+    native: bool
+    at_once: int
+    is_same: bool
+    """Whether its weights are those of the checkpoint."""
+
+
 class Reader:
     """A decoder that reads windows of text, through the attention of the engine."""
 
-    def __init__(self, decoder: Decoder, window: int) -> None:
-        self._decoder = decoder
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, form: Form, window: int) -> None:
+        native = find_native(checkpoint.config, EngineConfig(dtype="bfloat16")) if form.native else None
+        self._device = open_device("cpu", native)
+        self._decoder = load_decoder(
+            checkpoint, dtype, self._device.torch_device, ops=self._device.ops, weights=form.weights, native=native
+        )
+        self._at_once = form.at_once
         pages = -(-window // PAGE_SIZE)
-        self._state = DeviceState(decoder.config, decoder.dtype, pages, PAGE_SIZE, 1, window, CPU())
+        self._state = DeviceState(checkpoint.config, dtype, pages, PAGE_SIZE, 1, window, self._device)
         self._state.page_table[0] = torch.arange(pages)
 
     @torch.inference_mode()
     def logits(self, token_ids: Tensor) -> Tensor:
         """`[T, vocab_size]`: what is expected after each token of a window."""
         self._state.token_pool[0, : len(token_ids)] = token_ids
-        rows = [Row("window", slot=0, start=0, count=len(token_ids), sample=False)]
-        layout, window = lay_out(rows, self._state, CPU()), self._decoder.config.sliding_window
-        attention = GatheredAttention(self._state, rows, layout, self._decoder.dtype, window)
-        return self._decoder.forward(token_ids, attention, torch.arange(len(token_ids)))
+        starts = range(0, len(token_ids), self._at_once)
+        return torch.cat([self._step(start, min(self._at_once, len(token_ids) - start)) for start in starts])
+
+    def _step(self, start: int, count: int) -> Tensor:
+        rows = [Row("window", slot=0, start=start, count=count, sample=False)]
+        layout, window = lay_out(rows, self._state, self._device), self._decoder.config.sliding_window
+        attend = self._device.ops.attend
+        attention = (
+            NativeAttention(self._state, attend, rows, layout, window)
+            if attend is not None
+            else GatheredAttention(self._state, rows, layout, self._decoder.dtype, window)
+        )
+        return self._decoder.forward(layout.token_ids, attention, torch.arange(count))
 
 
 @dataclass(slots=True)
@@ -151,37 +183,43 @@ def windows(texts: Sequence[str], tokenizer: Tokenizer, size: int) -> Iterator[T
             yield torch.tensor(begin + list(ids[start : start + length]))
 
 
-def forms(checkpoint: Checkpoint) -> Iterator[tuple[Weights, bool]]:
-    """What is compared, and whether its weights are those of the checkpoint."""
-    yield "full", True
-    if can_multiply_int4(CPU.torch_device, torch.bfloat16):
-        matrices = [name for name in checkpoint.names() if name.endswith("_proj.weight")]
-        yield "int4-only", all(checkpoint.int4(name) is not None for name in matrices)
+def forms(checkpoint: Checkpoint, window: int) -> Iterator[Form]:
+    """What is compared."""
+    matrices = [name for name in checkpoint.names() if name.endswith("_proj.weight")]
+    is_coded = all(isinstance(checkpoint.codes(name), Int4Matrix) for name in matrices)
+    yield Form("full", native=False, at_once=window, is_same=True)
+    if can_multiply_int4(torch.device("cpu"), torch.bfloat16):
+        yield Form("int4-only", native=False, at_once=window, is_same=is_coded)
+    if find_native(checkpoint.config, EngineConfig(dtype="bfloat16")) is not None:
+        yield Form("full", native=True, at_once=window, is_same=True)
+        yield Form("int8", native=True, at_once=window, is_same=is_coded)
+        yield Form("int4", native=True, at_once=window, is_same=is_coded)
+        yield Form("int4", native=True, at_once=FEW, is_same=is_coded)
 
 
 def measure(checkpoint: Checkpoint, text: Sequence[Tensor], report: Report) -> list[str]:
     """Reports what each form costs. Returns the bounds that are broken, in words."""
-
-    def reader(dtype: torch.dtype, weights: Weights) -> Reader:
-        return Reader(load_decoder(checkpoint, dtype, CPU.torch_device, weights=weights), len(text[0]))
-
-    same_weights = dict(forms(checkpoint))
-    reference, readers = reader(torch.float32, "full"), {form: reader(torch.bfloat16, form) for form in same_weights}
+    window = len(text[0])
+    reference = Reader(checkpoint, torch.float32, Form("full", native=False, at_once=window, is_same=True), window)
+    readers = {form: Reader(checkpoint, torch.bfloat16, form, window) for form in forms(checkpoint, window)}
     exact, costs = Cost(), {form: Cost() for form in readers}
-    for window in text:
-        expected, targets = reference.logits(window)[:-1], window[1:]
+    for token_ids in text:
+        expected, targets = reference.logits(token_ids)[:-1], token_ids[1:]
         add_in_parts(exact, expected, expected, targets)
         for form, cost in costs.items():
-            add_in_parts(cost, expected, readers[form].logits(window)[:-1], targets)
-    report.add("perplexity", exact.perplexity, "", dtype="float32", weights="full")
+            add_in_parts(cost, expected, readers[form].logits(token_ids)[:-1], targets)
+    report.add("perplexity", exact.perplexity, "", dtype="float32", weights="full", by="torch", at_once=window)
     broken = []
     for form, cost in costs.items():
+        by = "native.c" if form.native else "torch"
         for figure, value, unit in cost.figures(exact.perplexity):
-            bound = dict([BOUNDS[figure]]) if figure in BOUNDS and same_weights[form] else {}
-            report.add(figure, value, unit, dtype="bfloat16", weights=form, **bound)
+            bound = dict([BOUNDS[figure]]) if figure in BOUNDS and form.is_same else {}
+            row = {"dtype": "bfloat16", "weights": form.weights, "by": by, "at_once": form.at_once}
+            report.add(figure, value, unit, **row, **bound)
             if value < bound.get(AT_LEAST, value) or value > bound.get(AT_MOST, value):
                 kind, limit = BOUNDS[figure]
-                broken.append(f"weights {form}: {figure} is {value:.4g}, not {kind.replace('_', ' ')} {limit:g}")
+                where = f"weights {form.weights} by {by}, {form.at_once} tokens at once"
+                broken.append(f"{where}: {figure} is {value:.4g}, not {kind.replace('_', ' ')} {limit:g}")
     return broken
 
 

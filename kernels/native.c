@@ -436,7 +436,7 @@ int treadle_linear(const Weight *weight, const bf16 *x, void *out, i64 tokens, i
     if (weight->format != BF16 && tokens <= FEW) return multiply_few(product);
     // Many tokens are read once for as many outputs as possible, which are few enough to give every thread its part.
     const i64 pairs = count_pairs(weight);
-    if (tokens > 32) product.pairs = MAX(1, MIN(8, pairs / (2 * max_threads())));
+    if (tokens > 32) product.pairs = MAX(1, MIN(8, pairs / (4 * max_threads())));
     const i64 bytes = weight->format == BF16 ? 0 : 64 * weight->in * product.pairs;
     return run(many_tokens, &product, (pairs + product.pairs - 1) / product.pairs, 8, (size_t)bytes);
 }
@@ -572,7 +572,8 @@ enum { TASK_RUN, TASK_COUNT, TASK_SHARED, TASK_FIELDS };
 // The queries of a task that one key/value head answers, in the order of tokens.
 typedef struct {
     const Attention *job;
-    i64 head, ahead;  // heads from this one on that the same thread is about to read
+    i64 head;
+    int leads;        // the first of the heads that the same thread goes through
     bf16 *q;          // [rows, D]
     float *sums;      // the same
     float *best;      // [rows]
@@ -638,6 +639,19 @@ static void transpose(__m512i r[16]) {
     }
 }
 
+// Has memory send what a head, and those that the same thread goes through after it, will read of up to 64 tokens.
+static inline __attribute__((always_inline)) void look_ahead(const Attention *job, i64 head, i64 slot, i64 from, i64 to) {
+    const Contexts *contexts = job->contexts;
+    const i64 size = contexts->size, *table = contexts->page_table + slot * contexts->pages_per_slot;
+    for (i64 token = from; token < MIN(to, from + SPAN); token++) {
+        const i64 place = table[token / contexts->page_size] * contexts->page_size + token % contexts->page_size;
+        for (i64 d = 0; d < job->together * size; d += 32) {
+            _mm_prefetch((const char *)(job->keys + (place * contexts->kv_heads + head) * size + d), _MM_HINT_T1);
+            _mm_prefetch((const char *)(job->values + (place * contexts->kv_heads + head) * size + d), _MM_HINT_T1);
+        }
+    }
+}
+
 // Brings keys and values of up to 64 tokens of a slot into tiles; what is behind the last becomes zero.
 static void fetch(const Query *query, i64 slot, i64 from, i64 to) {
     const Attention *job = query->job;
@@ -647,10 +661,6 @@ static void fetch(const Query *query, i64 slot, i64 from, i64 to) {
     for (i64 i = 0; i < to - from; i++) {
         const i64 token = from + i, page = table[token / job->contexts->page_size];
         places[i] = (page * job->contexts->page_size + token % job->contexts->page_size) * row + query->head * size;
-        for (i64 d = 0; d < query->ahead * size; d += 32) {
-            _mm_prefetch((const char *)(job->keys + places[i] + d), _MM_HINT_T0);
-            _mm_prefetch((const char *)(job->values + places[i] + d), _MM_HINT_T0);
-        }
     }
     for (i64 i = to - from; i < SPAN; i++) places[i] = -1;
     const __m512i zero = _mm512_setzero_si512();
@@ -788,6 +798,7 @@ static void attend(const Query *query, i64 begin, i64 end, i64 slot, i64 from, i
     to = MIN(to, query->positions[end - 1] + 1);
     for (; from < to; from += SPAN) {
         const i64 until = MIN(to, from + SPAN), tiles = (until - from + 15) / 16;
+        if (query->leads) look_ahead(query->job, query->head, slot, until, to);
         fetch(query, slot, from, until);
         i64 next = begin;
         while (next < end) {
@@ -840,10 +851,10 @@ static void copy_rows(const Query *query, const int32_t *run, i64 row, int back)
     }
 }
 
-static void attention_of_head(const Attention *job, const int32_t *task, i64 head, i64 ahead, char *memory) {
+static void attention_of_head(const Attention *job, const int32_t *task, i64 head, int leads, char *memory) {
     const int32_t *runs = job->contexts->runs + task[TASK_RUN] * RUN_FIELDS;
     const i64 rows = rows_of(job, task), group = job->contexts->heads / job->contexts->kv_heads;
-    Query query = {.job = job, .head = head, .ahead = ahead};
+    Query query = {.job = job, .head = head, .leads = leads};
     lay_out(&query, memory, rows, job->contexts->size);
     i64 row = 0;
     for (int i = 0; i < task[TASK_COUNT]; row += runs[i++ * RUN_FIELDS + RUN_COUNT] * group)
@@ -865,8 +876,12 @@ static void attention_task(void *shared, i64 index, char *memory) {
     const Attention *job = shared;
     const i64 parts = job->contexts->kv_heads / job->together, first = index % parts * job->together;
     const int32_t *task = job->contexts->tasks + index / parts * TASK_FIELDS;
-    for (i64 i = 0; i < job->together; i++)
-        attention_of_head(job, task, first + i, i ? 0 : job->together, memory);
+    if (index + 1 < parts * job->contexts->num_tasks) {
+        const int32_t *next = job->contexts->tasks + (index + 1) / parts * TASK_FIELDS;
+        const int32_t *run = job->contexts->runs + next[TASK_RUN] * RUN_FIELDS;
+        look_ahead(job, (index + 1) % parts * job->together, run[RUN_SLOT], 0, run[RUN_POSITION] + run[RUN_COUNT]);
+    }
+    for (i64 i = 0; i < job->together; i++) attention_of_head(job, task, first + i, !i, memory);
 }
 
 int treadle_attention(const Contexts *contexts, const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out) {
@@ -877,7 +892,7 @@ int treadle_attention(const Contexts *contexts, const bf16 *q, const bf16 *keys,
     i64 most = 0;
     for (i64 i = 0; i < contexts->num_tasks; i++) most = MAX(most, rows_of(&job, contexts->tasks + i * TASK_FIELDS));
     const i64 count = contexts->num_tasks * (contexts->kv_heads / job.together);
-    return run(attention_task, &job, count, count, lay_out(&query, NULL, most, contexts->size));
+    return run(attention_task, &job, count, 4, lay_out(&query, NULL, most, contexts->size));
 }
 
 // ---- A decoder's layers --------------------------------------------------------------------------------------------

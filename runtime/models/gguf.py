@@ -77,15 +77,16 @@ class GGUFCheckpoint:
 
     def codes(self, name: str) -> Int4Matrix | Int8Matrix | None:
         """The codes of a matrix in Q4_0, Q4_1 or Q8_0. Raises `CorruptModelError` if there is none of this name."""
+        from treadle.kernels.codes import Int4Matrix, Int8Matrix
         from treadle.runtime.models.dequantize import INT4_QUANTIZATIONS, read_int4, read_int8
 
         info = self._info(name)
         if info.quantization in INT4_QUANTIZATIONS:
             int4 = read_int4(self.file.raw(info.name), info.quantization, info.shape)
-            return int4._make(self._in_order(name, part) for part in int4)
+            return Int4Matrix(*(self._in_order(name, part) for part in int4))
         if info.quantization == "Q8_0":
             int8 = read_int8(self.file.raw(info.name), info.shape)
-            return int8._make(self._in_order(name, part) for part in int8)
+            return Int8Matrix(*(self._in_order(name, part) for part in int8))
         return None
 
     def _info(self, name: str) -> TensorInfo:

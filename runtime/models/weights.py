@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from treadle.kernels import reference
-from treadle.kernels.codes import Int4Matrix, Int8Matrix, concat_rows, quantize_int4, quantize_int8
+from treadle.kernels.codes import GROUP, Int4Matrix, Int8Matrix, concat_rows, quantize_int4, quantize_int8
 from treadle.kernels.head import Head
-from treadle.kernels.int4 import GROUP, OUT_MULTIPLE, Int4Linear, can_multiply_int4, fits_int4
+from treadle.kernels.int4 import OUT_MULTIPLE, Int4Linear, can_multiply_int4, fits_int4
 from treadle.kernels.linear import Linear
 from treadle.kernels.native import Native
 from treadle.kernels.native_linear import NativeLinear

@@ -3,15 +3,8 @@
 import pytest
 import torch
 
-from treadle.kernels.int4 import (
-    FEW_ROWS,
-    Int4Linear,
-    Int4Matrix,
-    can_multiply_int4,
-    concat_rows,
-    fits_int4,
-    quantize_int4,
-)
+from treadle.kernels.codes import Int4Matrix, concat_rows, quantize_int4
+from treadle.kernels.int4 import FEW_ROWS, Int4Linear, can_multiply_int4, fits_int4
 from treadle.kernels.linear import Linear
 
 needs_int4 = pytest.mark.skipif(

@@ -264,7 +264,7 @@ def test_unknown_element_types_are_refused_with_the_choices(dtype):
 
 
 def test_unknown_weights_are_refused_with_the_choices():
-    with pytest.raises(InvalidRequestError, match="weights is 'int3'; choose one of auto, full, int4, int4-only"):
+    with pytest.raises(InvalidRequestError, match="weights is 'int3'; choose one of auto, full, int8, int4, int4-only"):
         EngineConfig(weights="int3")
 
 
