@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from treadle.runtime.cli.machine import Machine, Torch, cpu_features, read_machine, read_torch
+from treadle.runtime.cli.machine import Machine, Torch, cpu_features, native_problem, read_machine, read_torch
 from treadle.runtime.cli.options import Commands
 from treadle.runtime.config import cache_dir
 from treadle.runtime.models.registry import ModelListing, installed
@@ -20,12 +20,16 @@ SMALL_MEMORY = 4 * 2**30
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that the command prints. With anything in `missing`, a model cannot be run or kept."""
+    """All that the command prints. With anything in `missing`, a model cannot be run or kept.
+
+    `native_problem` is why the operations of `native.c` cannot be used; None if they can.
+    """
 
     machine: Machine
     torch: Torch | None
     cache: str
     cache_writable: bool
+    native_problem: str | None
     models: list[str]
     missing: list[str]
     slow: list[str]
@@ -61,9 +65,13 @@ def examine() -> Report:
     cache = cache_dir()
     listings = installed(cache)
     writable = _is_writable(cache)
+    problem = (
+        native_problem(cache) if torch is not None and writable else "there is no torch, or no cache to build it in"
+    )
     if not writable:
         missing.append(f"{cache} cannot be written to, so no model can be kept: set TREADLE_CACHE to another folder")
-    return Report(machine, torch, str(cache), writable, _cached(listings), missing, _slow(machine, torch))
+    slow = _slow(machine, torch, problem)
+    return Report(machine, torch, str(cache), writable, problem, _cached(listings), missing, slow)
 
 
 def _cached(listings: list[ModelListing]) -> list[str]:
@@ -76,8 +84,10 @@ def _is_writable(folder: Path) -> bool:
     return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
-def _slow(machine: Machine, torch: Torch | None) -> list[str]:
+def _slow(machine: Machine, torch: Torch | None, native_problem: str | None) -> list[str]:
     reasons = []
+    if native_problem is not None and torch is not None and torch.auto_dtype == "bfloat16":
+        reasons.append(f"torch computes, two to four times slower than native.c: {native_problem}")
     if machine.gpu is not None:
         reasons.append(f"{machine.gpu} is there: the engine runs on the CPU unless it is told --device cuda")
     if machine.cores_usable < 2:
@@ -129,6 +139,7 @@ def _print(report: Report) -> None:
             "measured", f"matmul {torch.bfloat16_gflops:.0f} GFLOP/s in bfloat16, {torch.float32_gflops:.0f} in float32"
         )
         _line("", f"memory read at {torch.read_bytes / 1e9:.0f} GB/s")
+    _line("native.c", "built" if report.native_problem is None else f"not used: {report.native_problem}")
     _line("cache", f"{report.cache} ({'writable' if report.cache_writable else 'NOT writable'})")
     _line("models", ", ".join(report.models) or "none yet; `treadle models` lists what there is")
     for title, reasons in (("missing", report.missing), ("slow", report.slow)):

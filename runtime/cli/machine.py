@@ -77,6 +77,17 @@ def cpu_features() -> dict[str, bool]:
     return {name: bool(found.get(name, False)) for name in CPU_FEATURES}
 
 
+def native_problem(folder: Path) -> str | None:
+    """Why the operations of `native.c`, which are built into a folder, cannot be used; None if they can."""
+    from treadle.kernels.native import NativeUnavailable, load_native
+
+    try:
+        load_native(folder)
+    except NativeUnavailable as error:
+        return str(error)
+    return None
+
+
 def read_torch() -> Torch:
     """What torch says of itself, and how fast it is here: about a second of measuring."""
     import torch

@@ -23,7 +23,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", choices=DEVICES, default="cpu", help="where the model runs (default: cpu)")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="element type of weights and KV (default: auto)")
     group.add_argument(
-        "--weights", choices=WEIGHTS, default="auto", help="which are kept in 4 bits (default: auto, those stored so)"
+        "--weights",
+        choices=WEIGHTS,
+        default="auto",
+        help="which are kept in codes of 4 or 8 bits (default: auto, those stored so)",
     )
     group.add_argument("--threads", type=int, metavar="N", help="threads for tensor operations (default: torch's)")
     group.add_argument("--kv-pages", type=int, metavar="N", help="pages of KV, 16 tokens each (default: by memory)")
