@@ -61,4 +61,4 @@ def test_a_broken_bound_is_told_in_words(bound, holds, monkeypatch):
     monkeypatch.setattr(quality, "BOUNDS", {"logit_error": bound})
     broken = quality.measure(RandomCheckpoint(SHAPES["tiny-llama"]), [torch.arange(32)], Report({}, as_json=True))
     assert bool(broken) != holds
-    assert all("weights full: logit_error is" in text and "not at most 1e-09" in text for text in broken)
+    assert all("tokens at once: logit_error is" in text and "not at most 1e-09" in text for text in broken)
