@@ -1,0 +1,86 @@
+"""Answers that come as a stream of events (the HTML standard, section 9.2)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+import msgspec
+from aiohttp import web
+
+from treadle.runtime.server.config import ServerConfig
+
+PING = b": ping\n\n"
+DONE = b"data: [DONE]\n\n"
+HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+_encoder = msgspec.json.Encoder()
+
+
+class EventStream:
+    """The answer to one request. Use as `async with`; leaving the scope ends the stream.
+
+    In silence it says that it is alive, so that nobody on the way gives up. What a client does not read stays in the
+    connection's buffer, some 128 KiB at most, and then `send` waits. A client that reads nothing for
+    `stall_timeout_s` is cut off: the handler is cancelled, as at any disconnect.
+    """
+
+    def __init__(self, request: web.Request, config: ServerConfig, headers: Mapping[str, str] | None = None) -> None:
+        self._request = request
+        self._response = web.StreamResponse(headers={**HEADERS, **(headers or {})})
+        self._ping_s = config.ping_interval_s
+        self._stall_s = config.stall_timeout_s
+        self._sent_at = time.monotonic()
+        self._sending_since: float | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def response(self) -> web.StreamResponse:
+        """What the handler returns."""
+        return self._response
+
+    async def __aenter__(self) -> EventStream:
+        await self._response.prepare(self._request)
+        self._watch = asyncio.create_task(self._keep_alive(), name="treadle-stream")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._watch is not None
+        try:
+            if error is None:
+                self._sending_since = time.monotonic()
+                await self._response.write_eof()
+        finally:
+            self._watch.cancel()
+
+    async def send(self, data: object, event: str | None = None, event_id: str | None = None) -> None:
+        """Sends one event: `data` as JSON."""
+        head = (f"id: {event_id}\n" if event_id else "") + (f"event: {event}\n" if event else "")
+        await self._write(head.encode() + b"data: " + _encoder.encode(data) + b"\n\n")
+
+    async def done(self) -> None:
+        """Sends what OpenAI's streams end with."""
+        await self._write(DONE)
+
+    async def _write(self, data: bytes) -> None:
+        self._sending_since = self._sent_at = time.monotonic()
+        await self._response.write(data)
+        self._sending_since = None
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await asyncio.sleep(min(self._ping_s, self._stall_s) / 2)
+            now = time.monotonic()
+            if self._sending_since is not None:
+                if now - self._sending_since >= self._stall_s and self._request.transport is not None:
+                    self._request.transport.abort()
+                    return
+            elif now - self._sent_at >= self._ping_s:
+                await self._write(PING)
