@@ -61,6 +61,11 @@ class Leases:
             if lease.pause is not None:
                 lease.pause = (program.kind, tool)
 
+    def drop_resting(self, program: Program) -> None:
+        """Nobody will continue the calls that have come to rest."""
+        for lease in [lease for lease in program.leases.values() if lease.pause is not None]:
+            self._release(program, lease)
+
     def drop(self, program: Program) -> None:
         """The program has ended: nobody will come back."""
         for lease in list(program.leases.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ class Lease:
         since: When the owner came to rest.
         pause: What the program waits for, as a key of the pause model; None if the pages are wanted at once.
         num_tokens: Tokens that the owner will need there, whether or not they are still there.
+        retained_until: Before that time the owner counts as coming back at once, because a hint says so.
+        is_demoted: The owner counts as coming back last, because a hint says so.
     """
 
     owner: str
@@ -30,6 +33,8 @@ class Lease:
     since: float
     pause: tuple[str, str] | None
     num_tokens: int
+    retained_until: float = -math.inf
+    is_demoted: bool = False
 
     @property
     def num_known_tokens(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -76,9 +77,11 @@ class Books:
             self.costs = Costs(per_token, 0.0, per_token * LOAD_SHARE)
 
     def expected_pause(self, lease: Lease, now: float) -> float:
-        """Seconds until the owner of a lease is expected to want its pages."""
-        if lease.pause is None:
+        """Seconds until the owner of a lease is expected to want its pages. What a hint says outweighs the rest."""
+        if lease.pause is None or now < lease.retained_until:
             return 0.0
+        if lease.is_demoted:
+            return math.inf
         if self.foresight is not None:
             return max(0.0, self.foresight.returns(lease) - now)
         elapsed, own = now - lease.since, self.programs[lease.program_id].pauses

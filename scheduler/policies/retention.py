@@ -19,8 +19,10 @@ class RetentionPolicy:
     """Orders what could be given up, leaves of the prefix tree; the lowest priority goes first, in either tier.
 
     A policy may also pin: lock the nodes of leases. It is told when leases begin and end, and must give way when asked.
+    `heeds_hints` says whether it asks when owners of leases are expected back, which is what hints change.
     """
 
+    heeds_hints = False
     num_pins = 0
     next_deadline = math.inf
 
@@ -165,6 +167,8 @@ class WorkingSet(RetentionPolicy):
 
     The classes are those of `Residency`, which weighs the expected pause against what losing the pages would cost.
     """
+
+    heeds_hints = True
 
     def __init__(self, residency: Residency) -> None:
         self._residency = residency

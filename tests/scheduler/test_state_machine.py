@@ -14,6 +14,7 @@ from treadle.scheduler import (
     AbortCall,
     AppendPrompt,
     EndProgram,
+    Hint,
     OpenProgram,
     SamplingParams,
     SchedulerConfig,
@@ -127,6 +128,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def abort(self, data):
         self.send(AbortCall(data.draw(st.sampled_from(list(self.submitted)))))
+
+    @precondition(lambda self: self.programs)
+    @rule(
+        data=st.data(), action=st.sampled_from(["retain", "demote", "release"]), seconds=st.sampled_from([0.05, 99.0])
+    )
+    def hint(self, data, action, seconds):
+        (answer,) = self.send(Hint("h", data.draw(st.sampled_from(self.programs)), action, seconds))
+        assert (answer.outcome == "granted") or answer.reason
 
     @precondition(lambda self: self.programs)
     @rule(data=st.data())
