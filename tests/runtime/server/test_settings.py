@@ -4,6 +4,7 @@ import argparse
 import tomllib
 
 import pytest
+
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.server.config import ServerConfig
 from treadle.runtime.server.settings import add_settings, print_settings, read_settings, settings
