@@ -1,0 +1,122 @@
+"""What a request asks for: the turn that it means, and the fields that the response repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from treadle.grammar import JSONSchema
+from treadle.runtime.server.errors import invalid
+from treadle.runtime.server.requests import ANY_OBJECT, json_answer, sampling_params, tool_spec
+from treadle.runtime.server.responses.requests import (
+    LOGPROBS,
+    AllowedTools,
+    JSONObjectFormat,
+    JSONSchemaFormat,
+    NamedFunction,
+    ResponseRequest,
+    TextOptions,
+)
+from treadle.runtime.server.turn import TurnRequest
+
+
+def turn_of(
+    request: ResponseRequest,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    vocab_size: int,
+    stop_token_ids: Sequence[int],
+) -> TurnRequest:
+    """The turn that is asked for, after these messages. Raises `ApiError` for what does not fit together."""
+    tools = request.tools or []
+    mode, callable_tools = _choice(request)
+    logprobs = (request.top_logprobs or 0) if wants_logprobs(request) else None
+    return TurnRequest(
+        messages=messages,
+        tools=tuple(
+            tool_spec(tool.name, tool.description, tool.parameters, f"tools[{i}]") for i, tool in enumerate(tools)
+        ),
+        callable_tools=callable_tools,
+        tool_mode=mode,
+        parallel=request.parallel_tool_calls is not False,
+        strict_tools=frozenset(tool.name for tool in tools if tool.strict),
+        answer=_answer(request.text or TextOptions()),
+        sampling=sampling_params(request, vocab_size=vocab_size, stop_token_ids=stop_token_ids, logprobs=logprobs),
+        max_tokens=request.max_output_tokens,
+    )
+
+
+def wants_logprobs(request: ResponseRequest) -> bool:
+    """Whether the message is to come with logprobs."""
+    return LOGPROBS in (request.include or ()) or bool(request.top_logprobs)
+
+
+def repeated(request: ResponseRequest) -> dict[str, Any]:
+    """The fields of a response object that say what was asked for, with the defaults for what was not."""
+    tools = [
+        {
+            "type": "function",
+            "name": tool.name,
+            "description": tool.description,
+            "parameters": tool.parameters,
+            "strict": bool(tool.strict),
+        }
+        for tool in request.tools or []
+    ]
+    choice = request.tool_choice or "auto"
+    form = (request.text or TextOptions()).format
+    return {
+        "model": request.model,
+        "instructions": request.instructions,
+        "previous_response_id": request.previous_response_id,
+        "store": request.store is not False,
+        "tools": tools,
+        "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
+        "max_tool_calls": request.max_tool_calls,
+        "text": {"format": form.model_dump(by_alias=True, exclude_none=True)},
+        "temperature": 1.0 if request.temperature is None else request.temperature,
+        "top_p": 1.0 if request.top_p is None else request.top_p,
+        "top_logprobs": request.top_logprobs or 0,
+        "max_output_tokens": request.max_output_tokens,
+        "metadata": request.metadata or {},
+        "prompt_cache_key": request.prompt_cache_key,
+        "safety_identifier": request.safety_identifier,
+        "user": request.user,
+        "service_tier": "default",
+        "truncation": "disabled",
+        "reasoning": {"effort": None, "summary": None},
+    }
+
+
+def _choice(request: ResponseRequest) -> tuple[Literal["auto", "none", "required"], tuple[str, ...] | None]:
+    """Whether tools may, must or must not be called, and which ones if not all."""
+    names = [tool.name for tool in request.tools or []]
+    match request.tool_choice:
+        case None:
+            return "auto", None
+        case NamedFunction(name=name):
+            _check_known(name, names, "tool_choice.name")
+            return "required", (name,)
+        case AllowedTools(mode=mode, tools=allowed):
+            for index, tool in enumerate(allowed):
+                _check_known(tool.name, names, f"tool_choice.tools[{index}].name")
+            return mode, tuple(tool.name for tool in allowed)
+        case mode:
+            if mode == "required" and not names:
+                raise invalid("tool_choice: required, but there are no tools", "tool_choice")
+            return mode, None
+
+
+def _check_known(name: str, names: Sequence[str], param: str) -> None:
+    if name not in names:
+        raise invalid(f"{param}: there is no tool {name!r} in tools", param)
+
+
+def _answer(text: TextOptions) -> JSONSchema | None:
+    match text.format:
+        case JSONObjectFormat():
+            return ANY_OBJECT
+        case JSONSchemaFormat(schema_=schema, strict=strict):
+            return json_answer(schema, strict=bool(strict))
+    return None
