@@ -1,0 +1,396 @@
+"""The live programs of all tenants: found or opened for a request, told to the scheduler as they grow, ended.
+
+    request     turn                                        scheduler
+    -------     ----                                        ---------
+    messages -> begin_turn: what they bring back   -------> Resume(tool) ..., DeclareNode(turn)
+                calls of the model                 -------> SubmitCall ...
+    answer   <- end_turn: what it asks for         -------> DeclareNode(tool), Wait(tool) ...
+                                                            or DeclareNode(person), Wait(person)
+
+So the scheduler knows what a program waits for, and since when, without anybody saying so: a turn that ended with tool
+calls waits for them, until a request brings their ids back; another one waits for a person.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+from treadle.runtime.engine.session import Session
+from treadle.runtime.errors import TreadleError
+from treadle.runtime.executor.account import Account
+from treadle.runtime.server.conversations import EMPTY, Digest, Message, RecordedIds, digests, extended
+from treadle.runtime.server.errors import ApiError
+from treadle.runtime.server.identity import Identity
+from treadle.runtime.server.program import End, LiveProgram, NodeKind, ProgramNode, TurnNode
+from treadle.runtime.server.tenants import Tenant
+from treadle.scheduler import DUE_S, DeclareNode, OpenProgram, Resume, Wait
+
+MAX_NODES = 4096
+MAX_TENANT_NODES = 65_536
+MAX_ENDS = 256
+MAX_ENDED = 512
+MAX_ENDED_NODES = 65_536
+FULL_RETRY_S = 5.0
+
+Watcher: TypeAlias = Callable[[str, str, Mapping[str, Any]], None]
+"""Called with the name of a tenant, what happened, and to what: `Feed.publish` is one."""
+
+
+class Programs:
+    """Finds, opens and ends programs. All of it happens on the loop's thread, in one turn of it unless awaited.
+
+    There are at most `max_programs`, and each tenant has its own bound: a further one takes the place of an idle one of
+    the same tenant, or, if all are full, of the tenant that has the most. One that nothing was heard of for `idle_s`
+    ends by itself.
+
+    Attributes:
+        watchers: Told of all that happens.
+        recorded: What models wrote, for prompts that extend the last one exactly.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        max_programs: int = 4096,
+        idle_s: float = 600.0,
+        watchers: Sequence[Watcher] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.watchers = list(watchers)
+        self.recorded = RecordedIds()
+        self._session = session
+        self._max_programs = max_programs
+        self._idle_s = idle_s
+        self._clock = clock
+        self._live: OrderedDict[tuple[str, str], LiveProgram] = OrderedDict()
+        self._by_tenant: dict[str, OrderedDict[str, LiveProgram]] = {}
+        self._by_end: dict[tuple[str, Digest], LiveProgram] = {}
+        self._ended: OrderedDict[tuple[str, str], LiveProgram] = OrderedDict()
+        self._num_nodes: dict[str, int] = {}
+        self._ids = itertools.count(1)
+        self._num_ended_nodes = 0
+        self._endings: set[asyncio.Task[None]] = set()
+
+    @property
+    def now(self) -> float:
+        """The time by the clock that all times of programs are of."""
+        return self._clock()
+
+    # Finding and opening
+
+    async def enter(self, tenant: Tenant, identity: Identity, messages: Sequence[Message] | None = None) -> LiveProgram:
+        """The program of a request: the one that it names, else the one whose conversation it continues, else a new
+        one. Raises `ApiError` 429 if the tenant may have no more."""
+        program = self.find(tenant, identity.program_id) if identity.program_id is not None else None
+        if program is None and messages and (identity.program_id is None or identity.is_weak):
+            program = self._continued(tenant, messages)
+        if program is None:
+            program = self.open(tenant, identity)
+        self._use(program)
+        program.is_final = identity.final
+        if identity.step is not None:
+            program.step = identity.step
+        return program
+
+    def open(self, tenant: Tenant, identity: Identity) -> LiveProgram:
+        """Opens a program, under the name given or one that nobody can guess. It must not be open already."""
+        self._make_room(tenant)
+        public_id = identity.program_id or f"prog_{secrets.token_hex(12)}"
+        key = tenant.name, public_id
+        assert key not in self._live, f"program {public_id!r} is open already"
+        priority = identity.priority if tenant.is_admin else min(0, identity.priority)
+        program = LiveProgram(
+            id=f"program-{next(self._ids)}-{secrets.token_hex(4)}",
+            public_id=public_id,
+            tenant=tenant,
+            source=identity.source,
+            kind=identity.kind or "",
+            parent=identity.parent,
+            priority=priority,
+            due_s=identity.due_s,
+            opened=self.now,
+            created_at=time.time(),
+            last_used=self.now,
+        )
+        kind = f"{tenant.name}/{program.kind}" if tenant.name else program.kind
+        due_s = DUE_S if identity.due_s is None else identity.due_s
+        self._session.send(OpenProgram(program.id, kind, tenant.name, priority, due_s))
+        self._live[key] = program
+        self._by_tenant.setdefault(tenant.name, OrderedDict())[public_id] = program
+        before = self._ended.pop(key, None)
+        if before is not None:
+            self._num_ended_nodes -= len(before.nodes)
+        self.tell(program, "program.opened", {"source": program.source, "kind": program.kind, "parent": program.parent})
+        return program
+
+    def find(self, tenant: Tenant, public_id: str) -> LiveProgram | None:
+        """The tenant's live program of that id."""
+        return self._live.get((tenant.name, public_id))
+
+    def find_ended(self, tenant: Tenant, public_id: str) -> LiveProgram | None:
+        """The tenant's program of that id that has ended, if that was not long ago."""
+        return self._ended.get((tenant.name, public_id))
+
+    def live(self, tenant: Tenant) -> Iterator[LiveProgram]:
+        """The tenant's programs; those of which nothing was heard for longest come first."""
+        return iter(tuple(self._by_tenant.get(tenant.name, {}).values()))
+
+    def states(self) -> Mapping[str, int]:
+        """How many live programs of all tenants are in each state."""
+        counts = dict.fromkeys(("running", "tool", "person", "idle"), 0)
+        for program in self._live.values():
+            counts[program.state] += 1
+        return counts
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def _continued(self, tenant: Tenant, messages: Sequence[Message]) -> LiveProgram | None:
+        """The program whose conversation the messages continue: of several, the one that they follow furthest."""
+        found = None
+        for digest in digests(messages):
+            found = self._by_end.get((tenant.name, digest), found)
+        return found
+
+    def _use(self, program: LiveProgram) -> None:
+        program.last_used = self.now
+        self._live.move_to_end((program.tenant.name, program.public_id))
+        self._by_tenant[program.tenant.name].move_to_end(program.public_id)
+
+    def _make_room(self, tenant: Tenant) -> None:
+        own = self._by_tenant.get(tenant.name, OrderedDict())
+        if tenant.max_programs is not None and len(own) >= tenant.max_programs:
+            self._evict(own, f"this key may have {tenant.max_programs} programs at once, and all of them run")
+        elif len(self._live) >= self._max_programs:
+            most = max(self._by_tenant.values(), key=len)
+            self._evict(own if len(own) >= len(most) else most, "the server is full of programs that run")
+
+    def _evict(self, programs: Mapping[str, LiveProgram], refusal: str) -> None:
+        """Ends the program that is idle for longest; one that was opened on purpose, or waits for tools, at last."""
+        idle = [program for program in programs.values() if not program.num_active]
+        if not idle:
+            text = f"{refusal}; end one, or try again later"
+            raise ApiError(429, text, type="rate_limit_error", code="too_many_programs", retry_after=FULL_RETRY_S)
+        # Whoever comes first is idle for longest.
+        self.end_soon(min(idle, key=lambda program: (program.source == "api", bool(program.tools))), "made room")
+
+    # Turns
+
+    def begin_turn(self, program: LiveProgram, messages: Sequence[Message], name: str = "turn") -> TurnNode:
+        """A turn begins. What the messages bring back has ended: the tools, or the person, that the conversation waited
+        for. `leave_turn` must follow, however it ends.
+
+        Raises `ApiError` 409 if the program has ended meanwhile.
+        """
+        if program.ended is not None:
+            raise ApiError(409, f"program {program.public_id!r} has ended; begin another one", code="program_ended")
+        so_far, end = EMPTY, None
+        for digest in digests(messages):
+            so_far, end = digest, program.ends.get(digest, end)
+        inputs = self._come_back(program, end) if end is not None else ()
+        extends = end.node_id if end is not None else None
+        node = self.begin_node(program, "llm", program.step or name, inputs, extends=extends)
+        program.num_active += 1
+        program.num_turns += 1
+        self._use(program)
+        self.tell(program, "turn.started", {"node": node.id if node is not None else None, "name": name})
+        return TurnNode(
+            node.id if node is not None else None,
+            end.call_id if end is not None else None,
+            so_far,
+            partial(self.recorded.get, program.id),
+        )
+
+    def end_turn(
+        self,
+        program: LiveProgram,
+        node: TurnNode,
+        *,
+        call_id: str,
+        message: Message,
+        token_ids: Sequence[int],
+        finish_reason: str,
+    ) -> None:
+        """One answer of a turn is complete: `message` is what the client will send back. Tools that it calls begin."""
+        if program.ended is not None:
+            return
+        self.recorded.put(program.id, message, token_ids)
+        end = End(node.node_id, call_id)
+        inputs = (node.node_id,) if node.node_id is not None else ()
+        for call in message.get("tool_calls") or ():
+            tool = self.begin_tool(program, call["id"], call["function"]["name"], inputs)
+            if tool is not None:
+                end.waits.append(tool)
+        if not message.get("tool_calls") and not program.is_final:
+            person = self.begin_node(program, "person", "person", inputs)
+            if person is not None:
+                end.waits.append(person)
+        self._remember_end(program, extended(node.so_far, message), end)
+        self.tell(program, "turn.finished", {"node": node.node_id, "reason": finish_reason, "tokens": len(token_ids)})
+
+    def leave_turn(self, program: LiveProgram, node: TurnNode, *, failed: bool = False) -> None:
+        """A turn is over, with all its answers or without. A program whose last turn it was ends."""
+        if node.is_over:
+            return
+        node.is_over = True
+        program.num_active -= 1
+        if node.node_id is not None:
+            turn = program.nodes[node.node_id]
+            turn.ended, turn.state = self.now, "failed" if failed else "done"
+        if program.ended is not None:
+            return
+        self._use(program)
+        if failed:
+            self.tell(program, "turn.failed", {"node": node.node_id})
+        if program.is_final and not program.num_active:
+            self.end_soon(program, "said to be final")
+
+    def _come_back(self, program: LiveProgram, end: End) -> tuple[str, ...]:
+        """A conversation goes on where it ended: what it waited for is there, and nobody waits for the turn's other
+        answers. Returns the nodes that the next turn needs."""
+        for other in program.ends.values():
+            if other is end or (end.node_id is not None and other.node_id == end.node_id):
+                for wait in other.waits:
+                    self.end_node(program, wait)
+        waited = tuple(wait.id for wait in end.waits)
+        return waited or ((end.node_id,) if end.node_id is not None else ())
+
+    def _remember_end(self, program: LiveProgram, digest: Digest, end: End) -> None:
+        program.ends[digest] = end
+        program.ends.move_to_end(digest)
+        self._by_end[program.tenant.name, digest] = program
+        if len(program.ends) > MAX_ENDS:
+            self._forget_end(program, program.ends.popitem(last=False)[0])
+
+    def _forget_end(self, program: LiveProgram, digest: Digest) -> None:
+        key = program.tenant.name, digest
+        if self._by_end.get(key) is program:
+            del self._by_end[key]
+
+    # Nodes
+
+    def begin_tool(
+        self,
+        program: LiveProgram,
+        call_id: str,
+        name: str,
+        inputs: Sequence[str] = (),
+        typical_s: float | None = None,
+    ) -> ProgramNode | None:
+        """A tool begins to run. None if it runs already, or the program has no room for more nodes."""
+        if call_id in program.tools:
+            return None
+        node = self.begin_node(program, "tool", name, inputs, call_id=call_id, typical_s=typical_s)
+        if node is not None:
+            program.tools[call_id] = node
+            self.tell(program, "tool.started", {"node": node.id, "tool": name, "call_id": call_id})
+        return node
+
+    def begin_node(
+        self,
+        program: LiveProgram,
+        kind: NodeKind,
+        name: str,
+        inputs: Sequence[str],
+        *,
+        extends: str | None = None,
+        call_id: str | None = None,
+        typical_s: float | None = None,
+    ) -> ProgramNode | None:
+        """Adds a node to the program's graph, here and in the scheduler, which waits for what is outside of it."""
+        tenant = program.tenant.name
+        if len(program.nodes) >= MAX_NODES or self._num_nodes.get(tenant, 0) >= MAX_TENANT_NODES:
+            return None
+        node = ProgramNode(f"{kind}-{len(program.nodes) + 1}", kind, name, tuple(inputs), self.now, extends, call_id)
+        self._session.send(
+            DeclareNode(program.id, node.id, kind, name, node.inputs, extends, typical_s=typical_s),
+            *([] if kind == "llm" else [Wait(program.id, node.id)]),
+        )
+        program.nodes[node.id] = node
+        self._num_nodes[tenant] = self._num_nodes.get(tenant, 0) + 1
+        return node
+
+    def end_node(self, program: LiveProgram, node: ProgramNode, *, failed: bool = False) -> None:
+        """What a program waited for has come. Once is enough."""
+        if node.ended is not None:
+            return
+        node.ended, node.state = self.now, "failed" if failed else "done"
+        self._session.send(Resume(program.id, node.id))
+        if node.call_id is not None:
+            program.tools.pop(node.call_id, None)
+            seconds = round(node.ended - node.began, 6)
+            told = {"node": node.id, "tool": node.name, "call_id": node.call_id, "seconds": seconds, "failed": failed}
+            self.tell(program, "tool.ended", told)
+
+    # Ending
+
+    async def end(self, program: LiveProgram, reason: str = "ended by its owner") -> Account | None:
+        """Ends a program: its calls are aborted, nobody finds it any more. Returns its account, if there is an engine
+        left to give one."""
+        if program.ended is None:
+            self._take_out(program, reason)
+            await self._close_account(program)
+        return program.account
+
+    def end_soon(self, program: LiveProgram, reason: str) -> None:
+        """The same, without waiting for the account."""
+        if program.ended is None:
+            self._take_out(program, reason)
+            task = asyncio.create_task(self._close_account(program), name=f"treadle end {program.id}")
+            self._endings.add(task)
+            task.add_done_callback(self._endings.discard)
+
+    def _take_out(self, program: LiveProgram, reason: str) -> None:
+        tenant, public_id = program.tenant.name, program.public_id
+        program.ended, program.end_reason = self.now, reason
+        del self._live[tenant, public_id], self._by_tenant[tenant][public_id]
+        if not self._by_tenant[tenant]:
+            del self._by_tenant[tenant]
+        for digest in program.ends:
+            self._forget_end(program, digest)
+        program.ends.clear()
+        program.tools.clear()
+        self.recorded.forget(program.id)
+        self._num_nodes[tenant] -= len(program.nodes)
+        self._ended[tenant, public_id] = program
+        self._num_ended_nodes += len(program.nodes)
+        while len(self._ended) > MAX_ENDED or self._num_ended_nodes > MAX_ENDED_NODES:
+            self._num_ended_nodes -= len(self._ended.popitem(last=False)[1].nodes)
+
+    async def _close_account(self, program: LiveProgram) -> None:
+        with contextlib.suppress(TreadleError):  # there may be no engine left
+            ended = await self._session.end_program(program.id)
+            num_tools = sum(node.kind == "tool" for node in program.nodes.values())
+            program.account = Account.of(ended, num_tools, 0.0)
+        account = program.account.to_json() if program.account is not None else None
+        self.tell(program, "program.ended", {"reason": program.end_reason, "account": account})
+
+    async def expire(self) -> None:
+        """Ends programs that nothing was heard of for too long, for ever. For a task of the server's."""
+        while True:
+            await asyncio.sleep(min(1.0, self._idle_s / 4))
+            for program in tuple(self._live.values()):
+                if self.now - program.last_used < self._idle_s:
+                    break
+                if not program.num_active:
+                    self.end_soon(program, f"idle for {self._idle_s:g} s")
+
+    async def close(self) -> None:
+        """Ends all programs."""
+        for program in tuple(self._live.values()):
+            self.end_soon(program, "the server ends")
+        await asyncio.gather(*self._endings, return_exceptions=True)
+
+    def tell(self, program: LiveProgram, kind: str, data: Mapping[str, Any]) -> None:
+        """Tells the watchers what happened to a program."""
+        for watcher in self.watchers:
+            watcher(program.tenant.name, kind, {"program": program.public_id, **data})
