@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from treadle.grammar import JSONSchema
+from treadle.grammar import JSONSchema, ToolSpec
+from treadle.runtime.server.context import Server
 from treadle.runtime.server.errors import invalid
-from treadle.runtime.server.requests import ANY_OBJECT, json_answer, sampling_params, tool_spec
+from treadle.runtime.server.requests import ANY_OBJECT, checked_max_tokens, json_answer, sampling_params, tool_spec
 from treadle.runtime.server.responses.requests import (
     LOGPROBS,
     AllowedTools,
@@ -20,29 +21,27 @@ from treadle.runtime.server.responses.requests import (
 from treadle.runtime.server.turn import TurnRequest
 
 
-def turn_of(
-    request: ResponseRequest,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    vocab_size: int,
-    stop_token_ids: Sequence[int],
-) -> TurnRequest:
+def turn_of(server: Server, request: ResponseRequest, messages: Sequence[Mapping[str, Any]]) -> TurnRequest:
     """The turn that is asked for, after these messages. Raises `ApiError` for what does not fit together."""
-    tools = request.tools or []
+    tokenizer, _ = server.text_model()
     mode, callable_tools = _choice(request)
     logprobs = (request.top_logprobs or 0) if wants_logprobs(request) else None
     return TurnRequest(
         messages=messages,
-        tools=tuple(
-            tool_spec(tool.name, tool.description, tool.parameters, f"tools[{i}]") for i, tool in enumerate(tools)
-        ),
+        tools=_tools(request),
         callable_tools=callable_tools,
         tool_mode=mode,
         parallel=request.parallel_tool_calls is not False,
-        strict_tools=frozenset(tool.name for tool in tools if tool.strict),
+        strict_tools=frozenset(tool.name for tool in request.tools or () if tool.strict),
         answer=_answer(request.text or TextOptions()),
-        sampling=sampling_params(request, vocab_size=vocab_size, stop_token_ids=stop_token_ids, logprobs=logprobs),
-        max_tokens=request.max_output_tokens,
+        sampling=sampling_params(
+            request,
+            vocab_size=server.engine.vocab_size,
+            stop_token_ids=tokenizer.eos_token_ids,
+            logprobs=logprobs,
+        ),
+        max_tokens=checked_max_tokens(request.max_output_tokens, server, "max_output_tokens"),
+        name="response",
     )
 
 
@@ -87,6 +86,16 @@ def repeated(request: ResponseRequest) -> dict[str, Any]:
         "truncation": "disabled",
         "reasoning": {"effort": None, "summary": None},
     }
+
+
+def _tools(request: ResponseRequest) -> tuple[ToolSpec, ...]:
+    specs: dict[str, ToolSpec] = {}
+    for index, tool in enumerate(request.tools or ()):
+        param = f"tools[{index}]"
+        if tool.name in specs:
+            raise invalid(f"{param}.name: there is another tool {tool.name!r}", f"{param}.name")
+        specs[tool.name] = tool_spec(tool.name, tool.description, tool.parameters, param)
+    return tuple(specs.values())
 
 
 def _choice(request: ResponseRequest) -> tuple[Literal["auto", "none", "required"], tuple[str, ...] | None]:

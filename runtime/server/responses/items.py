@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from treadle.runtime.server.logprobs import TokenEntry
 from treadle.runtime.server.turn import TextDelta, ToolCallArguments, ToolCallStarted, TurnEvent, TurnFinished
 from treadle.scheduler import TokenLogprob
 
-LogprobsWriter: TypeAlias = Callable[[Sequence[TokenLogprob]], Sequence[dict[str, Any]]]
+LogprobsWriter: TypeAlias = Callable[[Sequence[TokenLogprob]], Sequence[TokenEntry]]
 Status: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 
 
@@ -32,7 +33,7 @@ class MessageItem:
     id: str = field(default_factory=lambda: new_id("msg"))
     status: Status = "in_progress"
     pieces: list[str] = field(default_factory=list)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[TokenEntry] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -90,7 +91,7 @@ class Grew:
     index: int
     item: Item
     text: str
-    logprobs: Sequence[dict[str, Any]] = ()
+    logprobs: Sequence[TokenEntry] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +108,10 @@ Change: TypeAlias = Opened | Grew | Closed
 class Output:
     """The items of one response. At most one is open: a turn is a single text, written from left to right.
 
-    `logprobs` writes those of tokens as clients read them.
+    `logprobs` writes those of tokens as clients read them, if they are wanted.
     """
 
-    def __init__(self, logprobs: LogprobsWriter) -> None:
+    def __init__(self, logprobs: LogprobsWriter | None = None) -> None:
         self.items: list[Item] = []
         self._logprobs = logprobs
 
@@ -118,7 +119,7 @@ class Output:
         """Adds an event to the items, and says what changed."""
         match event:
             case TextDelta():
-                yield from self._write(event.text, self._logprobs(event.logprobs))
+                yield from self._write(event.text, self._logprobs(event.logprobs) if self._logprobs is not None else ())
             case ToolCallStarted():
                 yield from self.close("completed")
                 yield self._open(CallItem(event.id, event.name))
@@ -141,7 +142,7 @@ class Output:
     def to_json(self) -> list[dict[str, Any]]:
         return [item.to_json() for item in self.items]
 
-    def _write(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Iterator[Change]:
+    def _write(self, text: str, logprobs: Sequence[TokenEntry]) -> Iterator[Change]:
         item = self.items[-1] if self.items else None
         if not isinstance(item, MessageItem):
             yield from self.close("completed")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
+from treadle.runtime.server.chat_requests import Metadata
 from treadle.runtime.server.requests import MAX_TOOLS, MAX_TOP_LOGPROBS, RequestModel, SamplingFields, StreamOptions
 from treadle.runtime.server.responses.inputs import Input
 
@@ -95,7 +96,7 @@ class JSONSchemaFormat(RequestModel):
     """JSON that satisfies a schema."""
 
     type: Literal["json_schema"]
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: Annotated[str, Field(min_length=1, max_length=256)]
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
     description: str | None = None
     strict: bool | None = None
@@ -115,9 +116,7 @@ class Reasoning(RequestModel):
     summary: str | None = None
 
 
-Metadata: TypeAlias = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-]
+Label: TypeAlias = Annotated[str, Field(max_length=1024)]
 
 
 class ResponseRequest(SamplingFields):
@@ -139,10 +138,12 @@ class ResponseRequest(SamplingFields):
     max_output_tokens: Annotated[int | None, Field(ge=1)] = None
     include: list[Includable] | None = None
     metadata: Metadata | None = None
-    prompt_cache_key: str | None = None
-    safety_identifier: str | None = None
-    user: str | None = None
-    service_tier: Literal["auto", "default", "flex", "priority", "fast", "scale"] | None = None
+    prompt_cache_key: Label | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    safety_identifier: Label | None = None
+    user: Label | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "standard_only"] | None = None
     truncation: Annotated[
         Literal["auto", "disabled"] | None,
         _refuse("nothing is dropped from a conversation; shorten it yourself", unless=("disabled",)),

@@ -4,43 +4,108 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Required, TypeAlias
 
+from typing_extensions import TypedDict
+
+from treadle.runtime.server.errors import ApiError
 from treadle.runtime.server.responses.items import Change, LogprobsWriter, Output, new_id
-from treadle.runtime.server.turn import TurnEvent, TurnFinished
+from treadle.runtime.server.turn import TurnEvent, TurnFinished, TurnUsage
 
 ResponseStatus: TypeAlias = Literal["in_progress", "completed", "incomplete", "failed"]
+
+
+class ErrorDetails(TypedDict):
+    """Why a response failed."""
+
+    code: str
+    message: str
+
+
+class IncompleteDetails(TypedDict):
+    """Why a response is incomplete."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class InputDetails(TypedDict):
+    """Of the input's tokens, those that were found in the cache."""
+
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class OutputDetails(TypedDict):
+    """Of the output's tokens, those of reasoning: none."""
+
+    reasoning_tokens: int
+
+
+class Usage(TypedDict):
+    """Tokens of a response."""
+
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    total_tokens: int
+
+
+class ResponseObject(TypedDict, total=False):
+    """A response as clients see it. Beside these fields it repeats those of the request."""
+
+    id: Required[str]
+    object: Required[Literal["response"]]
+    created_at: Required[int]
+    completed_at: Required[int | None]
+    status: Required[ResponseStatus]
+    background: Required[Literal[False]]
+    error: Required[ErrorDetails | None]
+    incomplete_details: Required[IncompleteDetails | None]
+    output: Required[list[dict[str, Any]]]
+    usage: Required[Usage | None]
+    model: Required[str]
+
+
+class DeletedResponse(TypedDict):
+    """A response that is stored no longer."""
+
+    id: str
+    object: Literal["response"]
+    deleted: Literal[True]
 
 
 class Response:
     """One response while it is made.
 
-    `asked` are the fields of the request that the object repeats; `logprobs` writes logprobs as clients read them.
+    `asked` are the fields of the request that the object repeats; `logprobs` writes those of tokens as
+    clients read them, if they are wanted.
     """
 
-    def __init__(self, asked: Mapping[str, Any], logprobs: LogprobsWriter) -> None:
+    def __init__(self, asked: Mapping[str, Any], logprobs: LogprobsWriter | None = None) -> None:
         self.id = new_id("resp")
         self.status: ResponseStatus = "in_progress"
         self.output = Output(logprobs)
         self._asked = dict(asked)
         self._created = time.time()
         self._completed: float | None = None
-        self._usage: dict[str, Any] | None = None
-        self._error: dict[str, str] | None = None
+        self._usage: Usage | None = None
+        self._error: ErrorDetails | None = None
 
     def take(self, event: TurnEvent) -> Iterator[Change]:
         """Adds an event of the turn. The changes must be used as they come: they show the items as they are then."""
         yield from self.output.take(event)
         if isinstance(event, TurnFinished):
-            self._usage = usage_json(event)
+            self._usage = usage_of(event.usage)
             self.status = "incomplete" if event.reason == "length" else "completed"
             self._completed = time.time() if self.status == "completed" else None
 
-    def fail(self, code: str, message: str) -> Iterator[Change]:
+    def fail(self, error: ApiError) -> Iterator[Change]:
         """Ends the response with an error. What was written stays, as incomplete."""
         yield from self.output.close("incomplete")
         self.status = "failed"
-        self._error = {"code": code, "message": message}
+        code = "rate_limit_exceeded" if error.type == "rate_limit_error" else error.code or "server_error"
+        self._error = {"code": code, "message": error.message}
 
     def to_json(self) -> dict[str, Any]:
         """The object as clients see it at this moment."""
@@ -59,9 +124,8 @@ class Response:
         }
 
 
-def usage_json(finished: TurnFinished) -> dict[str, Any]:
+def usage_of(usage: TurnUsage) -> Usage:
     """Where the tokens went, in the words of the Responses API."""
-    usage = finished.usage
     return {
         "input_tokens": usage.prompt,
         "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},

@@ -38,12 +38,11 @@ class History:
 class StoredResponse:
     """A response that has ended, with what is needed to go on from it.
 
-    `given` are the items that came with it. `num_bytes`, counted in JSON, is an upper bound of what it keeps alive: the
-    history before it is counted here too, though others may share it.
+    `num_bytes`, counted in JSON, is an upper bound of what it keeps alive: the history before it is counted here too,
+    though others may share it.
     """
 
     body: dict[str, Any]
-    given: tuple[Item, ...]
     history: History
     program_id: str
     num_bytes: int
@@ -55,7 +54,7 @@ class StoredResponse:
         """The response `body` to the items `given`, which came after those of `previous`."""
         history = History(previous.history if previous is not None else None, (*given, *body["output"]))
         own = len(json.dumps([given, body]))
-        return cls(body, given, history, program_id, own + (previous.num_bytes if previous is not None else 0))
+        return cls(body, history, program_id, own + (previous.num_bytes if previous is not None else 0))
 
     @property
     def id(self) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
+from treadle.runtime.server.errors import ApiError
 from treadle.runtime.server.responses.items import Change, Closed, Grew, MessageItem, Opened
 from treadle.runtime.server.responses.response import Response
 from treadle.runtime.server.turn import TurnEvent
@@ -39,9 +40,9 @@ class ResponseStream:
         if self._response.status != "in_progress":
             yield self._lifecycle(self._response.status)
 
-    def fail(self, code: str, message: str) -> Iterator[StreamEvent]:
+    def fail(self, error: ApiError) -> Iterator[StreamEvent]:
         """The last events of a response that cannot be completed."""
-        for change in self._response.fail(code, message):
+        for change in self._response.fail(error):
             yield from self._changed(change)
         yield self._lifecycle("failed")
 

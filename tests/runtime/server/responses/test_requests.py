@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,10 @@ from treadle.runtime.server.responses.requests import ResponseRequest
 
 ADD = {"type": "function", "name": "add", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}
 SUB = {**ADD, "name": "sub"}
+SERVER = SimpleNamespace(
+    engine=SimpleNamespace(vocab_size=100, max_context=64),
+    text_model=lambda: (SimpleNamespace(eos_token_ids=(2,)), None),
+)
 
 
 def read(**fields):
@@ -22,7 +27,7 @@ def read(**fields):
 
 def turn(**fields):
     request = read(**fields)
-    return turn_of(request, [], vocab_size=100, stop_token_ids=(2,))
+    return turn_of(SERVER, request, [])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from openai.types.responses import Response as OpenAIResponse
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from treadle.runtime.server.errors import ApiError
 from treadle.runtime.server.responses.response import Response
 from treadle.runtime.server.responses.stream import ResponseStream
 from treadle.runtime.server.turn import TextDelta, ToolCallArguments, ToolCallStarted, TurnFinished, TurnUsage
@@ -121,9 +122,13 @@ def test_a_turn_without_a_word_is_an_empty_message():
 
 
 def test_a_failure_closes_what_is_open_and_ends_the_stream():
-    response = Response(ASKED, lambda _: [])
+    response = Response(ASKED)
     stream = ResponseStream(response)
-    sent = [*stream.begin(), *stream.take(TextDelta(0, "half")), *stream.fail("server_error", "the engine failed")]
+    sent = [
+        *stream.begin(),
+        *stream.take(TextDelta(0, "half")),
+        *stream.fail(ApiError(500, "the engine failed", type="server_error")),
+    ]
     assert kinds(sent)[-3:] == ["content_part.done", "output_item.done", "failed"]
     assert sent[-1]["response"]["error"] == {"code": "server_error", "message": "the engine failed"}
     assert sent[-1]["response"]["output"][0]["content"][0]["text"] == "half"
