@@ -21,7 +21,7 @@ from treadle.runtime.server.responses.inputs import ItemReference, ReasoningInpu
 from treadle.runtime.server.responses.messages import messages_of
 from treadle.runtime.server.responses.requests import ResponseRequest
 from treadle.runtime.server.responses.response import DeletedResponse, Response, ResponseObject
-from treadle.runtime.server.responses.store import Item, ResponseStore, StoredResponse
+from treadle.runtime.server.responses.store import RESPONSES, Item, ResponseStore, StoredResponse
 from treadle.runtime.server.responses.stream import ResponseStream
 from treadle.runtime.server.routes import Route
 from treadle.runtime.server.sse import EventStream
@@ -31,85 +31,83 @@ from treadle.runtime.server.turn import Turn, run_turn
 Keep: TypeAlias = Callable[[Response], None]
 
 
-class ResponsesApi:
-    """The endpoints, and the responses that they remember."""
+async def create_response(request: web.Request) -> web.StreamResponse:
+    """Makes a response. Once it has ended it is stored, unless `store` is false."""
+    server, store, tenant = request.app[SERVER], request.app[RESPONSES], request["tenant"]
+    body = await read_json(request, server.config)
+    asked = validated(body, ResponseRequest)
+    server.check_model(asked.model)
+    tokenizer, _ = server.text_model()
+    previous = _previous(store, tenant, asked.previous_response_id)
+    given = tuple(_given(store, tenant, asked))
+    items = [*(previous.history.all_items() if previous is not None else ()), *given]
+    if not items:
+        raise invalid("input: there is nothing to answer", "input")
+    check_conversation(items, server.config, "input")
+    wanted = turn_of(server, asked, messages_of(items, asked.instructions))
+    identity = identify(request.headers, body, continues=previous.program_id if previous is not None else None)
+    async with run_turn(server, tenant, identity, wanted) as turn:
+        program_id = request["program_id"] = turn.program.public_id
 
-    def __init__(self, store: ResponseStore) -> None:
-        self._store = store
+        def keep(response: Response) -> None:
+            if asked.store is not False:
+                store.put(tenant.name, StoredResponse.after(previous, given, response.to_json(), program_id))
 
-    async def create(self, request: web.Request) -> web.StreamResponse:
-        """Makes a response. Once it has ended it is stored, unless `store` is false."""
-        server, tenant = request.app[SERVER], request["tenant"]
-        body = await read_json(request, server.config)
-        asked = validated(body, ResponseRequest)
-        server.check_model(asked.model)
-        tokenizer, _ = server.text_model()
-        previous = self._previous(tenant, asked.previous_response_id)
-        given = tuple(self._given(tenant, asked))
-        items = [*(previous.history.all_items() if previous is not None else ()), *given]
-        if not items:
-            raise invalid("input: there is nothing to answer", "input")
-        check_conversation(items, server.config, "input")
-        wanted = turn_of(server, asked, messages_of(items, asked.instructions))
-        identity = identify(request.headers, body, continues=previous.program_id if previous is not None else None)
-        async with run_turn(server, tenant, identity, wanted) as turn:
-            program_id = request["program_id"] = turn.program.public_id
+        response = Response(repeated(asked), partial(token_entries, tokenizer) if wants_logprobs(asked) else None)
+        if asked.stream:
+            return await _stream(request, turn, response, keep)
+        async for event in turn.events():
+            for _ in response.take(event):
+                pass
+        keep(response)
+        return json_answer(response.to_json())
 
-            def keep(response: Response) -> None:
-                if asked.store is not False:
-                    self._store.put(tenant.name, StoredResponse.after(previous, given, response.to_json(), program_id))
 
-            response = Response(repeated(asked), partial(token_entries, tokenizer) if wants_logprobs(asked) else None)
-            if asked.stream:
-                return await _stream(request, turn, response, keep)
-            async for event in turn.events():
-                for _ in response.take(event):
-                    pass
-            keep(response)
-            return json_answer(response.to_json())
+async def get_response(request: web.Request) -> web.StreamResponse:
+    """A stored response."""
+    if request.query.get("stream") == "true":
+        raise invalid("stream: not supported: what is stored has ended; read it whole", "stream")
+    response_id = request.match_info["response_id"]
+    found = request.app[RESPONSES].get(request["tenant"].name, response_id)
+    if found is None:
+        raise _no_response(response_id)
+    return json_answer(found.body)
 
-    async def get(self, request: web.Request) -> web.StreamResponse:
-        """A stored response."""
-        if request.query.get("stream") == "true":
-            raise invalid("stream: not supported: what is stored has ended; read it whole", "stream")
-        response_id = request.match_info["response_id"]
-        found = self._store.get(request["tenant"].name, response_id)
+
+async def delete_response(request: web.Request) -> web.StreamResponse:
+    """Forgets a stored response."""
+    response_id = request.match_info["response_id"]
+    if not request.app[RESPONSES].delete(request["tenant"].name, response_id):
+        raise _no_response(response_id)
+    return json_answer({"id": response_id, "object": "response", "deleted": True})
+
+
+def _previous(store: ResponseStore, tenant: Tenant, response_id: str | None) -> StoredResponse | None:
+    if response_id is None:
+        return None
+    found = store.get(tenant.name, response_id)
+    if found is None:
+        text = f"previous_response_id: no response {response_id!r} is stored; send the whole conversation as input"
+        raise invalid(text, "previous_response_id", "previous_response_not_found")
+    return found
+
+
+def _given(store: ResponseStore, tenant: Tenant, asked: ResponseRequest) -> Iterator[Item]:
+    """The items of a request, with those in place that it only names."""
+    if isinstance(asked.input, str):
+        if asked.input:
+            yield {"type": "message", "role": "user", "content": asked.input}
+        return
+    for index, item in enumerate(asked.input):
+        if isinstance(item, ReasoningInput):
+            continue
+        if not isinstance(item, ItemReference):
+            yield item.model_dump(exclude_none=True)
+            continue
+        found = store.item(tenant.name, item.id)
         if found is None:
-            raise _no_response(response_id)
-        return json_answer(found.body)
-
-    async def delete(self, request: web.Request) -> web.StreamResponse:
-        """Forgets a stored response."""
-        response_id = request.match_info["response_id"]
-        if not self._store.delete(request["tenant"].name, response_id):
-            raise _no_response(response_id)
-        return json_answer({"id": response_id, "object": "response", "deleted": True})
-
-    def _previous(self, tenant: Tenant, response_id: str | None) -> StoredResponse | None:
-        if response_id is None:
-            return None
-        found = self._store.get(tenant.name, response_id)
-        if found is None:
-            text = f"previous_response_id: no response {response_id!r} is stored; send the whole conversation as input"
-            raise invalid(text, "previous_response_id", "previous_response_not_found")
-        return found
-
-    def _given(self, tenant: Tenant, asked: ResponseRequest) -> Iterator[Item]:
-        """The items of a request, with those in place that it only names."""
-        if isinstance(asked.input, str):
-            if asked.input:
-                yield {"type": "message", "role": "user", "content": asked.input}
-            return
-        for index, item in enumerate(asked.input):
-            if isinstance(item, ReasoningInput):
-                continue
-            if not isinstance(item, ItemReference):
-                yield item.model_dump(exclude_none=True)
-                continue
-            found = self._store.item(tenant.name, item.id)
-            if found is None:
-                raise not_found(f"input[{index}].id: no item {item.id!r} is stored", f"input[{index}].id")
-            yield found
+            raise not_found(f"input[{index}].id: no item {item.id!r} is stored", f"input[{index}].id")
+        yield found
 
 
 async def _stream(request: web.Request, turn: Turn, response: Response, keep: Keep) -> web.StreamResponse:
@@ -134,21 +132,18 @@ def _no_response(response_id: str) -> ApiError:
     return not_found(f"no response {response_id!r} is stored", "response_id")
 
 
-def responses_routes() -> tuple[Route, ...]:
-    """The endpoints of one server."""
-    api = ResponsesApi(ResponseStore())
-    path = "/v1/responses/{response_id}"
-    return (
-        Route(
-            "POST",
-            "/v1/responses",
-            api.create,
-            "Make a response",
-            body=ResponseRequest,
-            answer=ResponseObject,
-            streams=True,
-            errors=(404,),
-        ),
-        Route("GET", path, api.get, "A stored response", answer=ResponseObject, errors=(404,)),
-        Route("DELETE", path, api.delete, "Forget a stored response", answer=DeletedResponse, errors=(404,)),
-    )
+PATH = "/v1/responses/{response_id}"
+ROUTES = (
+    Route(
+        "POST",
+        "/v1/responses",
+        create_response,
+        "Make a response",
+        body=ResponseRequest,
+        answer=ResponseObject,
+        streams=True,
+        errors=(404,),
+    ),
+    Route("GET", PATH, get_response, "A stored response", answer=ResponseObject, errors=(404,)),
+    Route("DELETE", PATH, delete_response, "Forget a stored response", answer=DeletedResponse, errors=(404,)),
+)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from aiohttp import web
+
 MAX_RESPONSES = 4_096
 MAX_BYTES = 64 * 2**20
 IDLE_S = 3_600.0
@@ -142,3 +144,6 @@ class ResponseStore:
         shelf.num_bytes -= response.num_bytes
         for item in response.body["output"]:
             del shelf.outputs[item["id"]]
+
+
+RESPONSES: web.AppKey[ResponseStore] = web.AppKey("responses", ResponseStore)
