@@ -18,7 +18,7 @@ import contextlib
 import itertools
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -75,7 +75,7 @@ class Programs:
         self._by_tenant: dict[str, OrderedDict[str, LiveProgram]] = {}
         self._by_end: dict[tuple[str, Digest], LiveProgram] = {}
         self._ended: OrderedDict[tuple[str, str], LiveProgram] = OrderedDict()
-        self._num_nodes: dict[str, int] = {}
+        self._num_nodes: Counter[str] = Counter()
         self._ids = itertools.count(1)
         self._num_ended_nodes = 0
         self._endings: set[asyncio.Task[None]] = set()
@@ -308,7 +308,7 @@ class Programs:
     ) -> ProgramNode | None:
         """Adds a node to the program's graph, here and in the scheduler, which waits for what is outside of it."""
         tenant = program.tenant.name
-        if len(program.nodes) >= MAX_NODES or self._num_nodes.get(tenant, 0) >= MAX_TENANT_NODES:
+        if len(program.nodes) >= MAX_NODES or self._num_nodes[tenant] >= MAX_TENANT_NODES:
             return None
         node = ProgramNode(f"{kind}-{len(program.nodes) + 1}", kind, name, tuple(inputs), self.now, extends, call_id)
         self._session.send(
@@ -316,7 +316,7 @@ class Programs:
             *([] if kind == "llm" else [Wait(program.id, node.id)]),
         )
         program.nodes[node.id] = node
-        self._num_nodes[tenant] = self._num_nodes.get(tenant, 0) + 1
+        self._num_nodes[tenant] += 1
         return node
 
     def end_node(self, program: LiveProgram, node: ProgramNode, *, failed: bool = False) -> None:
