@@ -15,10 +15,9 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from treadle.dsl.prompt import Message
-from treadle.dsl.tool import Tool
 from treadle.dsl.var import Var
 from treadle.runtime.text.chat_template import encode_chat_with_holes
 from treadle.runtime.text.tokenizer import Tokenizer
@@ -50,10 +49,24 @@ Content: TypeAlias = Sequence[str | Var[Any] | Recorded]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A message ready to be rendered."""
+    """A message ready to be rendered. `name` tells apart who speak in the same role, where a template knows that."""
 
     role: str
     content: Content
+    name: str | None = None
+
+
+class Described(Protocol):
+    """What prompts need to know of a tool."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def parameters(self) -> dict[str, Any]: ...
 
 
 class PromptEncoder:
@@ -65,9 +78,13 @@ class PromptEncoder:
         self._knows_tools = "tools" in source
         self._knows_results = "tool" in source
 
-    def turns(self, messages: Sequence[Message], tools: Sequence[Tool[..., Any]] = ()) -> list[Turn]:
+    def turns(self, messages: Sequence[Message], tools: Sequence[Described] = ()) -> list[Turn]:
         """Messages as turns that the model's template understands, tool results and instructions included."""
-        turns = [self._turn(message) for message in messages]
+        return self.fitted([_turn(message) for message in messages], tools)
+
+    def fitted(self, turns: Sequence[Turn], tools: Sequence[Described] = ()) -> list[Turn]:
+        """Turns that the model's template understands: it may know neither tools nor their results."""
+        turns = [self._result(turn) if turn.role == "tool" else turn for turn in turns]
         if tools and not self._knows_tools:
             listed = "\n".join(json.dumps(function_of(tool), ensure_ascii=False) for tool in tools)
             instructions = HERMES_INSTRUCTIONS.format(tools=listed)
@@ -77,7 +94,7 @@ class PromptEncoder:
                 turns.insert(0, Turn("system", [instructions]))
         return turns
 
-    def encode(self, turns: Sequence[Turn], tools: Sequence[Tool[..., Any]] = ()) -> list[Part]:
+    def encode(self, turns: Sequence[Turn], tools: Sequence[Described] = ()) -> list[Part]:
         """The parts of a prompt that ends where the model begins to write."""
         if self._tokenizer.chat_template is None:
             return self._encode_plain(turns)
@@ -90,7 +107,11 @@ class PromptEncoder:
             holes.append(item)
             return f"\ue000{nonce}h{len(holes) - 1}\ue001"
 
-        messages = [{"role": turn.role, "content": "".join(map(text, turn.content))} for turn in turns]
+        messages = [
+            {"role": turn.role, "content": "".join(map(text, turn.content))}
+            | ({"name": turn.name} if turn.name else {})
+            for turn in turns
+        ]
         pattern = re.compile(f"\ue000{nonce}h(\\d+)\ue001")
         functions = [function_of(tool) for tool in tools] if tools and self._knows_tools else None
         rendered = encode_chat_with_holes(self._tokenizer, messages, pattern, tools=functions)
@@ -104,12 +125,8 @@ class PromptEncoder:
         hole = holes[int(match[1])]
         return hole.token_ids if isinstance(hole, Recorded) else hole
 
-    def _turn(self, message: Message) -> Turn:
-        if message.source is not None and message.source.output.token_ids is not None:
-            return Turn(message.role, [Recorded(message.source.output.token_ids)])
-        if message.role == "tool" and not self._knows_results:
-            return Turn("user", ["<tool_response>\n", *message.content, "\n</tool_response>"])
-        return Turn(message.role, list(message.content))
+    def _result(self, turn: Turn) -> Turn:
+        return turn if self._knows_results else Turn("user", ["<tool_response>\n", *turn.content, "\n</tool_response>"])
 
     def _encode_plain(self, turns: Sequence[Turn]) -> list[Part]:
         """For a model without a chat template: the texts, one after the other."""
@@ -124,7 +141,13 @@ class PromptEncoder:
         return _join(parts)
 
 
-def function_of(tool: Tool[..., Any]) -> dict[str, Any]:
+def _turn(message: Message) -> Turn:
+    if message.source is not None and message.source.output.token_ids is not None:
+        return Turn(message.role, [Recorded(message.source.output.token_ids)])
+    return Turn(message.role, list(message.content))
+
+
+def function_of(tool: Described) -> dict[str, Any]:
     """A tool as chat templates and models know it."""
     function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
     return {"type": "function", "function": function}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,20 +14,14 @@ from treadle.runtime.server.errors import ApiError, not_found
 
 if TYPE_CHECKING:
     from treadle.runtime.engine.session import Session
+    from treadle.runtime.engine.wire import EngineInfo
+    from treadle.runtime.server.admission import Admission
+    from treadle.runtime.server.feed import Feed
+    from treadle.runtime.server.metrics import Metrics
+    from treadle.runtime.server.programs import Programs
+    from treadle.runtime.server.prompts import ChatEncoder
+    from treadle.runtime.server.tenants import Tenants
     from treadle.runtime.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class EngineFacts:
-    """What an engine turned out to be, once it is loaded."""
-
-    max_context: int
-    max_calls: int
-    vocab_size: int
-    num_pages: int
-    page_size: int
-    device: str
-    dtype: str
 
 
 @dataclass(slots=True)
@@ -35,22 +29,30 @@ class Server:
     """A running server: its engine, its model, and everybody who has to do with its requests.
 
     Attributes:
-        model: The name under which the model is listed.
-        tokenizer: None for random weights, which take and give token ids only.
-        draining: The server ends: requests that run may finish, others are told to go elsewhere.
-        num_active: Requests that generate now.
+        engine: What the engine is; `is_engine_there` tells whether it is now.
+        tokenizer, encoder: None for random weights, which take and give token ids only.
+        draining: The server ends: what runs may finish, others are told to go elsewhere.
+        created_at: In seconds since 1970.
     """
 
     config: ServerConfig
-    model: str
-    tokenizer: Tokenizer | None
     session: Session
-    engine: EngineFacts
-    created_at: int = field(default_factory=lambda: int(time.time()))
-    started_at: float = field(default_factory=time.monotonic)
+    engine: EngineInfo
+    tokenizer: Tokenizer | None
+    encoder: ChatEncoder | None
+    tenants: Tenants
+    admission: Admission
+    programs: Programs
+    feed: Feed
+    metrics: Metrics
+    is_engine_there: Callable[[], bool]
     draining: bool = False
-    num_active: int = 0
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    created_at: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def model(self) -> str:
+        """The name under which the model is listed."""
+        return self.config.model
 
     def check_model(self, name: str) -> None:
         """Raises the error that OpenAI clients know if this server does not serve a model of that name."""
@@ -58,12 +60,11 @@ class Server:
             served = f"this server serves {self.model!r}"
             raise not_found(f"the model {name!r} does not exist; {served}", "model", "model_not_found")
 
-    def text_model(self) -> Tokenizer:
-        """The tokenizer. Raises the error for a request that needs one where there is none."""
-        if self.tokenizer is None:
+    def text_model(self) -> tuple[Tokenizer, ChatEncoder]:
+        """What makes tokens of text. Raises the error for a request that needs it where there is none."""
+        if self.tokenizer is None or self.encoder is None:
             raise ApiError(400, f"{self.model} has no tokenizer; send token ids to /v1/completions", param="model")
-        return self.tokenizer
+        return self.tokenizer, self.encoder
 
 
 SERVER: web.AppKey[Server] = web.AppKey("server", Server)
-

@@ -89,9 +89,7 @@ def api_error_of(error: BaseException) -> ApiError:
         case InvalidRequestError():
             return ApiError(400, str(error))
         case OverloadedError():
-            return ApiError(
-                429, str(error), type="rate_limit_error", code="overloaded", retry_after=RETRY_AFTER_S
-            )
+            return ApiError(429, str(error), type="rate_limit_error", code="overloaded", retry_after=RETRY_AFTER_S)
         case EngineClosedError():
             return ApiError(503, str(error), type="server_error", code="engine_unavailable", retry_after=RETRY_AFTER_S)
         case TreadleError():

@@ -12,7 +12,9 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from treadle.grammar import JSONSchema, ToolSpec
+from treadle.runtime.server.context import SERVER, Server
 from treadle.runtime.server.errors import api_error_of_body, invalid
+from treadle.runtime.server.limits import read_json
 from treadle.scheduler import SamplingParams
 
 MAX_TOOLS = 256
@@ -43,15 +45,7 @@ def validated(body: Any, model: type[M]) -> M:
 
 async def parse_body(request: web.Request, model: type[M]) -> M:
     """The request's JSON as its model. Raises `ApiError` 400 with the name of the field at fault."""
-    return validated(await read_json(request), model)
-
-
-async def read_json(request: web.Request) -> Any:
-    """The request's body as JSON."""
-    try:
-        return json.loads(await request.read())
-    except (ValueError, RecursionError) as error:
-        raise invalid(f"the body is not JSON: {error}", None) from None
+    return validated(await read_json(request, request.app[SERVER].config), model)
 
 
 Stop: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -129,3 +123,19 @@ ANY_OBJECT = JSONSchema('{"type": "object"}')
 
 def _or(value: V | None, default: V) -> V:
     return default if value is None else value
+
+
+def checked_n(n: int | None, server: Server) -> int:
+    """How many answers. Raises `ApiError` 400 for more than this server gives."""
+    most = min(server.config.max_choices, server.engine.max_calls)
+    if n is not None and n > most:
+        raise invalid(f"n: this server gives at most {most} answers to a request", "n")
+    return 1 if n is None else n
+
+
+def checked_max_tokens(max_tokens: int | None, server: Server, param: str = "max_tokens") -> int | None:
+    """Most tokens to generate. Raises `ApiError` 400 for more than the context holds; less is cut to what is free."""
+    if max_tokens is not None and max_tokens > server.engine.max_context:
+        text = f"{param}: the context holds {server.engine.max_context} tokens, prompt and answer together"
+        raise invalid(text, param)
+    return max_tokens

@@ -45,6 +45,7 @@ class EventStream:
         return self._response
 
     async def __aenter__(self) -> EventStream:
+        self._request["streams"] = True
         await self._response.prepare(self._request)
         self._watch = asyncio.create_task(self._keep_alive(), name="treadle-stream")
         return self

@@ -5,18 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
-from treadle.grammar import Constraint, JSONSchema, ToolSpec, ToolTurn, constraint_to_json
+from treadle.grammar import Constraint, ToolSpec
 from treadle.runtime.engine.session import CallStream
+from treadle.runtime.server.admission import Ticket
 from treadle.runtime.server.context import Server
 from treadle.runtime.server.errors import ApiError, invalid
-from treadle.runtime.server.tool_pieces import ArgumentPiece, CallBegun, ContentPiece, ToolPieces
-from treadle.scheduler import SamplingParams, SubmitCall, TokenLogprob, TokensOut
+from treadle.runtime.server.identity import Identity
+from treadle.runtime.server.metrics import Metrics
+from treadle.runtime.server.program import LiveProgram, TurnNode
+from treadle.runtime.server.tenants import Tenant
+from treadle.runtime.server.tool_pieces import ArgumentPiece, CallBegun, ContentPiece, Piece, ToolPieces
+from treadle.runtime.server.turn_constraint import callable_tools, prepared_constraint
+from treadle.scheduler import CallFinished, SamplingParams, SubmitCall, TokenLogprob, TokensOut
 
-TurnReason: TypeAlias = Literal["stop", "length", "tool_calls", "aborted"]
+MAX_INLINE_CHARACTERS = 20_000
+"""Longer conversations are made into tokens beside the event loop, which must not stand still for so long."""
+
+TurnReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,12 @@ class TurnRequest:
     max_tokens: int | None = None
     n: int = 1
     name: str = "turn"
+
+    @property
+    def num_characters(self) -> int:
+        """How much text has to become tokens."""
+        said = sum(len(message.get("content") or "") for message in self.messages or ())
+        return said + (len(self.prompt) if isinstance(self.prompt, str) else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +118,262 @@ class TurnFinished:
 TurnEvent: TypeAlias = TextDelta | ToolCallStarted | ToolCallArguments | TurnFinished
 
 
+class Answer:
+    """One of a turn's answers while it is written: tokens in, events out."""
+
+    def __init__(self, index: int, *, has_tools: bool, stop_token_ids: Sequence[int]) -> None:
+        self.index = index
+        self.text = ""
+        self.tool_calls: list[dict[str, Any]] = []
+        self._pieces = ToolPieces() if has_tools else None
+        self._stops = frozenset(stop_token_ids)
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    def take(self, tokens: TokensOut) -> Iterator[TurnEvent]:
+        """What these tokens bring."""
+        self._token_ids += tokens.token_ids
+        self._logprobs += [each for each in tokens.logprobs if each.token_id not in self._stops]
+        yield from self._push(tokens.text)
+
+    def finish(self, text: str) -> Iterator[TurnEvent]:
+        """What the last text brings, and what was held back."""
+        yield from self._push(text)
+        for piece in self._pieces.finish() if self._pieces is not None else ():
+            yield self._event(piece)
+        if self._logprobs and not self.tool_calls:
+            yield self._delta("")
+
+    def reason(self, finished: CallFinished) -> TurnReason:
+        """Why it ended, as clients are told."""
+        if finished.reason == "length":
+            return "length"
+        return "tool_calls" if self.tool_calls else "stop"
+
+    def message(self) -> dict[str, Any]:
+        """The assistant's message, as it comes back in the next turn."""
+        calls = {"tool_calls": self.tool_calls} if self.tool_calls else {}
+        return {"role": "assistant", "content": self.text or (None if calls else ""), **calls}
+
+    def own_ids(self) -> tuple[int, ...]:
+        """All that was generated but for the token that ended it: what the message is in the next prompt.
+
+        Nothing if a stop string ended it: the last token may then say more than the message does.
+        """
+        *rest, last = self._token_ids or [-1]
+        return tuple(rest) if last in self._stops else ()
+
+    def _push(self, text: str) -> Iterator[TurnEvent]:
+        if self._pieces is None:
+            if text:
+                yield self._delta(text)
+            return
+        for piece in self._pieces.push(text) if text else ():
+            yield self._event(piece)
+        if self._pieces.in_call:
+            self._logprobs.clear()
+
+    def _event(self, piece: Piece) -> TurnEvent:
+        match piece:
+            case ContentPiece(text):
+                return self._delta(text)
+            case CallBegun(call, name):
+                function = {"name": name, "arguments": ""}
+                self.tool_calls.append({"id": new_call_id(), "type": "function", "function": function})
+                return ToolCallStarted(self.index, call, self.tool_calls[call]["id"], name)
+            case ArgumentPiece(call, text):
+                self.tool_calls[call]["function"]["arguments"] += text
+                return ToolCallArguments(self.index, call, text)
+
+    def _delta(self, text: str) -> TextDelta:
+        self.text += text
+        logprobs, self._logprobs = tuple(self._logprobs), []
+        return TextDelta(self.index, text, logprobs)
+
+
+def new_call_id() -> str:
+    """An id of a tool call, which nobody else has."""
+    return f"call_{secrets.token_hex(12)}"
+
+
+class Turn:
+    """A turn under way.
+
+    Attributes:
+        program: The program that it belongs to.
+        usage: What its answers took so far, counted as each ends.
+    """
+
+    def __init__(self, server: Server, node: TurnNode, request: TurnRequest, ticket: Ticket) -> None:
+        self.program = node.program
+        self.usage = TurnUsage()
+        self._server = server
+        self._node = node
+        self._request = request
+        self._ticket = ticket
+        self._pace = _Pace(server.metrics)
+        self._streams: list[CallStream] = []
+
+    def submit(self, token_ids: tuple[int, ...], constraint: str | None) -> None:
+        """Submits a call for each answer; all but the first share the first one's prompt."""
+        request, session = self._request, self._server.session
+        room = self._server.engine.max_context - len(token_ids)
+        call_ids = [session.new_id("call") for _ in range(request.n)]
+        calls = [
+            SubmitCall(
+                call_id,
+                self.program.id,
+                token_ids,
+                replace(request.sampling, seed=request.sampling.seed + index),
+                None if request.max_tokens is None else min(request.max_tokens, room),
+                fork_of=call_ids[0] if index else None,
+                node_id=self._node.node_id,
+                extends=self._node.extends,
+                constraint=constraint,
+            )
+            for index, call_id in enumerate(call_ids)
+        ]
+        self.usage = TurnUsage(prompt=len(token_ids))
+        self._streams = session.submit(*calls)
+
+    async def events(self) -> AsyncGenerator[TurnEvent, None]:
+        """Everything that the model says, as it says it. To be read once.
+
+        Raises `TreadleError` if a call fails, and `ApiError` 409 if the program was ended meanwhile.
+        """
+        has_tools = bool(callable_tools(self._request))
+        stops = self._request.sampling.stop_token_ids
+        answers = [Answer(i, has_tools=has_tools, stop_token_ids=stops) for i in range(len(self._streams))]
+        async with contextlib.aclosing(merged(self._streams)) as batches:
+            async for index, batch in batches:
+                answer = answers[index]
+                if isinstance(batch, TokensOut):
+                    self._ticket.began()
+                    self._pace.tokens(index)
+                    for event in answer.take(batch):
+                        yield event
+                    continue
+                if batch.reason == "aborted":
+                    raise ApiError(409, "the program of this request was ended", code="program_ended")
+                for event in answer.finish(batch.text):
+                    yield event
+                yield self._finished(answer, batch)
+
+    def abort(self) -> None:
+        """Ends the calls that have not ended."""
+        for stream in self._streams:
+            stream.abort()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every answer has come to its end."""
+        return bool(self._streams) and all(
+            stream.finished is not None and stream.finished.error is None for stream in self._streams
+        )
+
+    def _finished(self, answer: Answer, finished: CallFinished) -> TurnFinished:
+        used, before, is_first = finished.usage, self.usage, answer.index == 0
+        cached = used.cached if is_first else 0  # the other answers have their prompt from the first
+        self.usage = TurnUsage(before.prompt, before.cached + cached, before.completion + used.decoded)
+        self._ticket.charge(used.decoded + (before.prompt if is_first else 0))
+        self._server.metrics.call_ended(used, continues=self._node.extends is not None)
+        reason = answer.reason(finished)
+        self._server.programs.end_turn(
+            self._node,
+            call_id=finished.call_id,
+            message=answer.message(),
+            token_ids=answer.own_ids(),
+            finish_reason=reason,
+        )
+        return TurnFinished(answer.index, reason, self.usage)
+
+
+class _Pace:
+    """Measures how long answers let their reader wait: for the first token of all, and for each one after another."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._begun = time.monotonic()
+        self._last: dict[int, float] = {}
+
+    def tokens(self, index: int) -> None:
+        """An answer has more tokens."""
+        now = time.monotonic()
+        if not self._last:
+            self._metrics.first_token(now - self._begun)
+        if index in self._last:
+            self._metrics.next_token(now - self._last[index])
+        self._last[index] = now
+
+
 @contextlib.asynccontextmanager
 async def run_turn(server: Server, tenant: Tenant, identity: Identity, request: TurnRequest) -> AsyncIterator[Turn]:
-    """Submits the calls of a turn. Leaving the scope aborts those that have not ended."""
+    """Submits the calls of a turn. Leaving the scope aborts those that have not ended.
+
+    Raises `ApiError` or `TreadleError` before anything is submitted for a request that cannot be, or not now.
+    """
+    if server.draining:
+        raise ApiError(503, "the server ends; try another one", type="server_error", code="draining", retry_after=5.0)
+    with server.admission.admit(tenant) as ticket:
+        constraint = await prepared_constraint(server.session, request)
+        program = await server.programs.enter(tenant, identity, request.messages)
+        node = server.programs.begin_turn(program, identity, request.messages, request.name)
+        turn = Turn(server, node, request, ticket)
+        try:
+            turn.submit(await encoded(server, request, program), constraint)
+            yield turn
+        finally:
+            turn.abort()
+            server.programs.leave_turn(node, failed=not turn.is_complete)
+
+
+async def encoded(server: Server, request: TurnRequest, program: LiveProgram) -> tuple[int, ...]:
+    """The prompt's ids. Raises `ApiError` 400 for one that the context cannot hold."""
+    if isinstance(request.prompt, tuple):
+        token_ids, param = request.prompt, "prompt"
+    else:
+        encoder = server.text_model()[1]
+        if request.prompt is not None:
+            encode, param = partial(encoder.encode_text, request.prompt), "prompt"
+        else:
+            messages, param = request.messages or (), "messages"
+            encode = partial(encoder.encode, messages, request.tools, partial(server.programs.recorded.get, program.id))
+        token_ids = await asyncio.to_thread(encode) if request.num_characters > MAX_INLINE_CHARACTERS else encode()
+    max_context = server.engine.max_context
+    if len(token_ids) >= max_context:
+        text = f"{param}: these are {len(token_ids)} tokens; the context holds {max_context}, with one to generate"
+        raise invalid(text, param, "context_length_exceeded")
+    return token_ids
+
+
+async def merged(streams: Sequence[CallStream]) -> AsyncGenerator[tuple[int, TokensOut | CallFinished], None]:
+    """The events of several calls as they come, each with its call's place. Raises as soon as one of them fails."""
+    if len(streams) == 1:
+        async for tokens in streams[0]:
+            yield 0, tokens
+        assert streams[0].finished is not None
+        yield 0, streams[0].finished
+        return
+    queue: asyncio.Queue[tuple[int, TokensOut | CallFinished | BaseException]] = asyncio.Queue()
+
+    async def pump(index: int, stream: CallStream) -> None:
+        try:
+            async for tokens in stream:
+                queue.put_nowait((index, tokens))
+            assert stream.finished is not None
+            queue.put_nowait((index, stream.finished))
+        except Exception as error:
+            queue.put_nowait((index, error))
+
+    tasks = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
+    try:
+        left = len(streams)
+        while left:
+            index, event = await queue.get()
+            if isinstance(event, BaseException):
+                raise event
+            left -= isinstance(event, CallFinished)
+            yield index, event
+    finally:
+        for task in tasks:
+            task.cancel()

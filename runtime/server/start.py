@@ -1,0 +1,142 @@
+"""From a configuration to a server that is ready for requests: its engine, its tokenizer, and all who watch it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from treadle.runtime.config import cache_dir
+from treadle.runtime.engine.client import EngineClient, ThreadedEngine
+from treadle.runtime.engine.session import Session
+from treadle.runtime.engine.supervisor import open_engine_process
+from treadle.runtime.engine.wire import EngineInfo
+from treadle.runtime.loading import Check, StoppableCheckpoint, load_in_thread, open_model
+from treadle.runtime.models.registry import resolve
+from treadle.runtime.server.admission import Admission
+from treadle.runtime.server.config import ServerConfig
+from treadle.runtime.server.context import Server
+from treadle.runtime.server.feed import Feed
+from treadle.runtime.server.metrics import Metrics
+from treadle.runtime.server.monitor import monitor
+from treadle.runtime.server.programs import Programs
+from treadle.runtime.server.prompts import ChatEncoder
+from treadle.runtime.server.tenants import Tenants
+from treadle.runtime.text.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from treadle.runtime.engine.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class OpenEngine:
+    """An engine that is loaded. `is_there` tells whether it takes calls now, `num_restarts` how often it had to begin anew."""
+
+    client: EngineClient
+    info: EngineInfo
+    is_there: Callable[[], bool]
+    num_restarts: Callable[[], int] = lambda: 0
+
+
+@contextlib.asynccontextmanager
+async def engine_process(config: ServerConfig) -> AsyncIterator[OpenEngine]:
+    """The engine in a process of its own, which is started anew when it dies."""
+    async with open_engine_process(config.model, config.engine_config()) as process:
+        yield OpenEngine(process, await process.ready(), lambda: process.is_ready, lambda: process.restarts)
+
+
+@contextlib.asynccontextmanager
+async def engine_thread(config: ServerConfig) -> AsyncIterator[OpenEngine]:
+    """The engine in a thread of this process: for a debugger."""
+    from treadle.runtime.engine.build import build_engine
+
+    def load(check: Check) -> Engine:
+        checkpoint, tokenizer = open_model(config.model, pull=False)
+        return build_engine(StoppableCheckpoint(checkpoint, check), tokenizer, config.engine_config())
+
+    async with running(await load_in_thread(load, lambda engine: engine.close())) as engine:
+        yield engine
+
+
+@contextlib.asynccontextmanager
+async def running(engine: Engine) -> AsyncIterator[OpenEngine]:
+    """Turns an engine of this process while the scope lasts."""
+    scheduler, runner = engine.scheduler, engine.runner
+    info = EngineInfo(
+        max_context=scheduler.limits.max_context,
+        max_calls=scheduler.config.max_calls,
+        num_pages=scheduler.config.num_pages,
+        num_host_pages=scheduler.config.num_host_pages,
+        page_size=scheduler.config.page_size,
+        page_bytes=runner.state.page_bytes,
+        vocab_size=runner.decoder.config.vocab_size,
+        dtype=str(runner.decoder.dtype).removeprefix("torch."),
+        device=runner.state.kv.device.type,
+    )
+    client = ThreadedEngine(engine)
+    try:
+        yield OpenEngine(client, info, lambda: client.failure is None)
+    finally:
+        client.close()
+        if engine.compiler is not None:
+            engine.compiler.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(config: ServerConfig, engine: OpenEngine, tokenizer: Tokenizer | None) -> AsyncIterator[Server]:
+    """A server on an engine, ready for requests. Leaving the scope ends its programs.
+
+    Raises `InvalidRequestError` for a file of keys that is faulty.
+    """
+    tenants, metrics, feed, admission = Tenants(config.keys), Metrics(), Feed(), Admission(config)
+    metrics.watch_requests(lambda: admission.num_waiting, lambda: admission.num_requests)
+    async with Session(engine.client) as session:
+        programs = Programs(
+            session,
+            max_programs=config.max_programs,
+            idle_s=config.program_idle_s,
+            watchers=[feed.publish, partial(_measure, metrics)],
+        )
+        server = Server(
+            config=config,
+            session=session,
+            engine=engine.info,
+            tokenizer=tokenizer,
+            encoder=ChatEncoder(tokenizer) if tokenizer is not None else None,
+            tenants=tenants,
+            admission=admission,
+            programs=programs,
+            feed=feed,
+            metrics=metrics,
+            is_engine_there=engine.is_there,
+        )
+        tasks = [
+            asyncio.create_task(programs.expire(), name="treadle-expiry"),
+            asyncio.create_task(
+                monitor(session, metrics, admission, engine.info.page_bytes, engine.num_restarts),
+                name="treadle-monitor",
+            ),
+        ]
+        try:
+            yield server
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await programs.close()
+
+
+def _measure(metrics: Metrics, tenant: str, kind: str, data: Mapping[str, Any]) -> None:
+    """A watcher of programs."""
+    if kind == "tool.ended":
+        metrics.tool_ended(data["seconds"])
+    elif kind == "program.ended" and data["account"] is not None:
+        metrics.program_ended(data["account"]["duration_s"])
+
+
+def tokenizer_of(model: str) -> Tokenizer | None:
+    """A model's tokenizer; random weights have none."""
+    return None if model.startswith("random:") else load_tokenizer(resolve(model, cache_dir(), pull=False))
