@@ -69,6 +69,31 @@ class Compiler:
             raise GrammarTimeoutError(timeout)
         return work.result()
 
+    def compile_soon(
+        self, constraint: Constraint, done: Callable[[Grammar | BaseException], object], timeout: float = TIMEOUT
+    ) -> None:
+        """As `compile_async`, without an event loop: `done` is called once, in any thread, with what came of it."""
+        first = threading.Lock()
+
+        def tell(result: Grammar | BaseException) -> None:
+            if first.acquire(blocking=False):
+                done(result)
+
+        def expire() -> None:
+            work.cancel()
+            tell(GrammarTimeoutError(timeout))
+
+        def compiled(work: Future[Grammar]) -> None:
+            timer.cancel()
+            if not work.cancelled():
+                tell(work.exception() or work.result())
+
+        timer = threading.Timer(timeout, expire)
+        timer.daemon = True
+        work = self._pool.submit(self.compile, constraint)
+        timer.start()
+        work.add_done_callback(compiled)
+
     def close(self) -> None:
         """Stops the threads; compiles that have not begun are dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field, fields
 from enum import Enum
+from typing import Any
 
 from treadle.scheduler.commands import SamplingParams, Usage
 from treadle.scheduler.graph import ProgramGraph
@@ -26,12 +27,19 @@ class Tally:
     queued_s: float = 0.0
     service_s: float = 0.0
 
+    @classmethod
+    def of(cls, usage: Usage) -> Tally:
+        return cls(**{name: getattr(usage, name) for name in USAGE_FIELDS})
+
     def add(self, other: Tally) -> None:
         for name in USAGE_FIELDS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in USAGE_FIELDS}
+
     def usage(self) -> Usage:
-        return Usage(**{name: getattr(self, name) for name in USAGE_FIELDS})
+        return Usage(**self.as_dict())
 
 
 @dataclass(slots=True, eq=False)
@@ -152,7 +160,7 @@ class Call:
 
     def account_cached(self) -> None:
         """Counts what the prefix tree knew of the prompt."""
-        self.tally.cached += max(0, self.num_computed_tokens - self.num_accounted_tokens)
+        self.tally.cached += max(0, min(self.num_computed_tokens, self.num_prompt_tokens) - self.num_accounted_tokens)
         self.num_accounted_tokens = max(self.num_computed_tokens, self.num_accounted_tokens)
 
     def account_computed(self, start: int, end: int, service_s: float) -> None:

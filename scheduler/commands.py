@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 DUE_S = 600.0
 """When a program should be over that does not say."""
@@ -114,6 +114,8 @@ class SubmitCall:
         fork_of: A live call with the same complete prompt. This call shares its pages, and computes the last prompt
             token only.
         constraint: What the output must look like, in the engine's grammar language. The scheduler does not read it.
+        num_generated: How many tokens at the end of `token_ids` are output already: the call began on another engine,
+            and goes on here as if it had been here all the time.
     """
 
     call_id: str
@@ -126,6 +128,7 @@ class SubmitCall:
     node_id: str | None = None
     extends: str | None = None
     constraint: str | None = None
+    num_generated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,26 @@ class AbortCall:
     call_id: str
 
 
+HintAction: TypeAlias = Literal["retain", "demote", "release"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What is known outside of the pages that a program has left and may come back to. `HintAnswered` is the answer.
+
+    Attributes:
+        request_id: Names the answer.
+        action: `retain` has the program come back at once, for as long as `seconds` says; `demote` has it come back
+            last; `release` has it not come back. The first two hold until it does.
+        seconds: How long to retain.
+    """
+
+    request_id: str
+    program_id: str
+    action: HintAction
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class EndProgram:
     """Ends a program: its live calls are aborted and its account is closed."""
@@ -151,7 +174,47 @@ class EndProgram:
     program_id: str
 
 
-Command: TypeAlias = OpenProgram | DeclareNode | SubmitCall | AppendPrompt | AbortCall | Wait | Resume | EndProgram
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Compiles a constraint beside the steps, so that a call which has it need not wait; answered by `Prepared`."""
+
+    request_id: str
+    constraint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect:
+    """Asks what is there; answered by `Inspected`.
+
+    Attributes:
+        subject: A program, which is told in detail then; None for all, each in a few words.
+    """
+
+    request_id: str
+    subject: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Asks for every decision from now on, in `Decided` events, or for no more of them."""
+
+    on: bool
+
+
+Command: TypeAlias = (
+    OpenProgram
+    | DeclareNode
+    | SubmitCall
+    | AppendPrompt
+    | AbortCall
+    | Wait
+    | Resume
+    | Hint
+    | EndProgram
+    | Prepare
+    | Inspect
+    | Watch
+)
 
 ErrorCode: TypeAlias = Literal[
     "duplicate_id",
@@ -166,6 +229,7 @@ ErrorCode: TypeAlias = Literal[
     "bad_max_tokens",
     "bad_sampling",
     "bad_constraint",
+    "bad_text",
     "prompt_too_long",
     "overloaded",
     "engine",
@@ -265,14 +329,61 @@ class Rejected:
     message: str
 
 
+HintOutcome: TypeAlias = Literal["granted", "clipped", "dropped"]
+
+
+@dataclass(frozen=True, slots=True)
+class HintAnswered:
+    """What became of a hint.
+
+    Attributes:
+        outcome: All of it was done, some, or nothing.
+        num_tokens: Computed tokens that it was done for.
+        seconds: For how long they are retained, from now.
+        reason: Why not all.
+    """
+
+    request_id: str
+    program_id: str
+    outcome: HintOutcome
+    num_tokens: int
+    seconds: float
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One line of the scheduler's log: what it did, to whom and why."""
+    """One line of the scheduler's log: what it did, to which call or program, and why."""
 
     time: float
     action: str
     subject: str
     reason: str
+    program_id: str = ""
 
 
-Event: TypeAlias = TokensOut | CallFinished | ProgramEnded | Rejected
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What became of a `Prepare`: JSON pointers of what the grammar does not guarantee, or why there is none."""
+
+    request_id: str
+    unenforced: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What was there when an `Inspect` came, in values that JSON knows. `inspection.py` says what is in it."""
+
+    request_id: str
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What was decided since the last such event."""
+
+    decisions: tuple[Decision, ...]
+
+
+Event: TypeAlias = TokensOut | CallFinished | ProgramEnded | HintAnswered | Rejected | Prepared | Inspected | Decided

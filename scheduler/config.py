@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MAX_NODES = 65536
+
 
 @dataclass(frozen=True, slots=True)
 class Costs:
@@ -65,7 +67,7 @@ class SchedulerConfig:
     prefix_cache: bool = True
     max_calls: int = 8192
     max_programs: int = 8192
-    max_nodes: int = 65536
+    max_nodes: int = MAX_NODES
     max_decisions: int = 4096
 
     def __post_init__(self) -> None:

@@ -14,13 +14,19 @@ from treadle.scheduler.commands import (
     AppendPrompt,
     CallFinished,
     Command,
+    Decided,
     Decision,
     DeclareNode,
     EndProgram,
     ErrorCode,
     Event,
     FinishReason,
+    Hint,
+    Inspect,
+    Inspected,
     OpenProgram,
+    Prepare,
+    Prepared,
     ProgramEnded,
     Rejected,
     Resume,
@@ -28,9 +34,12 @@ from treadle.scheduler.commands import (
     TokensOut,
     Usage,
     Wait,
+    Watch,
 )
 from treadle.scheduler.config import SchedulerConfig
 from treadle.scheduler.graph import ProgramGraph
+from treadle.scheduler.hints import Hints, answered
+from treadle.scheduler.inspection import inspect
 from treadle.scheduler.leases import Leases
 from treadle.scheduler.limits import Limits, Problem
 from treadle.scheduler.memory import CallMemory
@@ -53,6 +62,7 @@ class Scheduler:
         self.config = config
         self.limits = Limits(config.max_context, config.num_pages * config.page_size, config.vocab_size)
         self.decisions: deque[Decision] = deque(maxlen=config.max_decisions)
+        self._watched: list[Decision] | None = None
         self._programs: dict[str, Program] = {}
         self.books = Books(config, self._programs)
         order = _make("order", config.order, ORDERS)
@@ -64,6 +74,7 @@ class Scheduler:
         )
         self._roster = self.books.roster = Roster(config.num_slots, order)
         self._leases = Leases(self.memory.tree, self.books.leases)
+        self._hints = Hints(self._leases, self.memory, self.books, self._retention)
         self._planner = Planner(
             self.memory,
             self._roster,
@@ -100,8 +111,17 @@ class Scheduler:
                 if call is None:
                     return [_no_such_call(command.call_id)]
                 return [self._finish(call, "aborted", now)]
+            case Hint():
+                return self._hint(command, now)
             case EndProgram():
                 return self._end_program(command, now)
+            case Inspect():
+                return [Inspected(command.request_id, inspect(self.books, self.decisions, command.subject, now))]
+            case Watch():
+                self._watched = [] if command.on else None
+                return []
+            case Prepare():
+                return [Prepared(command.request_id, error="nothing is compiled ahead here; submit the call as it is")]
 
     def _open_program(self, command: OpenProgram, now: float) -> list[Event]:
         if command.program_id in self._programs:
@@ -160,6 +180,17 @@ class Scheduler:
             self.books.durations.expect(key, outside.typical_s)
         self._leases.tell(program, outside.name)
 
+    def _hint(self, command: Hint, now: float) -> list[Event]:
+        program = self._programs.get(command.program_id)
+        if program is None:
+            return [answered(command, "dropped", reason=_no_such_program(command.program_id).message)]
+        answer = self._hints.answer(program, command, now)
+        kept = f"{answer.outcome}, {answer.num_tokens} tokens" + (
+            f" for {answer.seconds:g} s" if answer.seconds else ""
+        )
+        self._decide(now, command.action, program, f"{kept}; {answer.reason}" if answer.reason else kept)
+        return [answer]
+
     def _remaining_s(self, program: Program, node_id: str | None) -> float:
         if node_id is None:
             return 0.0
@@ -190,19 +221,20 @@ class Scheduler:
             node_id=command.node_id,
             name=program.graph.declared(command.node_id).name if command.node_id is not None else "",
             extends=command.extends if command.extends in program.tails else None,
-            num_prompt_tokens=len(command.token_ids),
+            num_prompt_tokens=len(command.token_ids) - command.num_generated,
             waiting_since=now,
             path_s=program.path_s,
             remaining_s=self._remaining_s(program, command.node_id),
             stop_token_ids=frozenset(command.sampling.stop_token_ids),
         )
+        call.tally.decoded = command.num_generated
         self._calls[call.id] = program.calls[call.id] = call
         program.num_calls += 1
         if call.max_tokens is None and not call.open:
             call.max_tokens = self.limits.max_context - call.num_prompt_tokens
         if parent is not None and not parent.prompt_computed:
             parent.forks.append(call)
-            self._decide(now, "park", call.id, f"forks {parent.id}, whose prompt is not computed yet")
+            self._decide(now, "park", call, f"forks {parent.id}, whose prompt is not computed yet")
         elif self.memory.has_work(call):
             self._enqueue(call, now)
         return []
@@ -233,7 +265,14 @@ class Scheduler:
         if command.fork_of is not None and not self._can_fork(command, program):
             text = f"{command.fork_of!r} is not a live call of this tenant with the same, complete prompt"
             return "bad_fork", f"{text}; submit the call without fork_of"
-        return self.limits.tokens(command.token_ids) or self.limits.length(len(command.token_ids), command.max_tokens)
+        return self.limits.tokens(command.token_ids) or self._length_problem(command)
+
+    def _length_problem(self, command: SubmitCall) -> Problem:
+        generated = command.num_generated
+        num_prompt = len(command.token_ids) - generated
+        if generated and not (0 < generated < (command.max_tokens or math.inf) and num_prompt > 0 and not command.open):
+            return "bad_max_tokens", f"a call cannot go on after {generated} of its {len(command.token_ids)} tokens"
+        return self.limits.length(num_prompt, command.max_tokens)
 
     def _can_fork(self, command: SubmitCall, program: Program) -> bool:
         parent = self._calls.get(command.fork_of or "")
@@ -318,7 +357,7 @@ class Scheduler:
         events: list[Event] = []
         for row, (call, epoch) in zip(plan.rows, calls, strict=True):
             if call.status is Status.FINISHED:
-                self._decide(now, "drop", call.id, f"step {plan.step_id} was launched before the call ended")
+                self._decide(now, "drop", call, f"step {plan.step_id} was launched before the call ended")
             elif row.call_id in failed:
                 call.num_pending -= row.sample
                 events.append(self._finish(call, "error", now, "engine", failed[row.call_id]))
@@ -340,7 +379,7 @@ class Scheduler:
         """A row was computed: its full pages are published, and the forks that waited for the prompt can start."""
         call.num_computed_tokens = end
         for index, page in self.memory.publish(call, now):
-            self._decide(now, "share", call.id, f"page {index} was computed twice; uses page {page} from now on")
+            self._decide(now, "share", call, f"page {index} was computed twice; uses page {page} from now on")
             call.num_sent_pages = min(call.num_sent_pages, index)
         if call.prompt_computed and end <= call.num_prompt_tokens:
             self._planner.stale = True  # others may share the prompt from now on
@@ -407,7 +446,7 @@ class Scheduler:
         program.tally.add(call.tally)
         program.path_s = max(program.path_s, call.path_s + call.tally.service_s)
         del self._calls[call.id], program.calls[call.id]
-        self._decide(now, "finish", call.id, message or reason)
+        self._decide(now, "finish", call, message or reason)
         return CallFinished(call.id, reason, call.tally.usage(), error=error, message=message)
 
     def graph(self, program_id: str) -> ProgramGraph | None:
@@ -443,8 +482,20 @@ class Scheduler:
                 assert call.num_pending == 0 and call.num_computed_tokens == call.num_planned_tokens
             assert self.memory.num_deferred == 0
 
-    def _decide(self, now: float, action: str, subject: str, reason: str) -> None:
-        self.decisions.append(Decision(now, action, subject, reason))
+    def take_decided(self) -> Decided | None:
+        """What was decided since the last time, if somebody watches and there was anything."""
+        if not self._watched:
+            return None
+        decided = Decided(tuple(self._watched))
+        self._watched = []
+        return decided
+
+    def _decide(self, now: float, action: str, subject: Call | Program, reason: str) -> None:
+        program = subject if isinstance(subject, Program) else subject.program
+        decision = Decision(now, action, subject.id, reason, program.id)
+        self.decisions.append(decision)
+        if self._watched is not None:
+            self._watched.append(decision)
 
     def _next_arrival(self) -> int:
         self._num_arrivals += 1

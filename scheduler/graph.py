@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from treadle.scheduler.commands import DeclareNode, PathStep
 
@@ -35,6 +36,34 @@ class ProgramGraph:
     def nodes(self) -> Iterator[DeclareNode]:
         """Every node, in the order of declaration."""
         return (node.declared for node in self._nodes.values())
+
+    def outside(self, now: float) -> dict[str, float]:
+        """The nodes that the program waits for outside the engine, and for how many seconds."""
+        return {node_id: now - node.began for node_id, node in self._nodes.items() if node.began is not None}
+
+    def report(self, now: float) -> list[dict[str, Any]]:
+        """Every node with what was declared of it and the seconds since it began and ended, in values JSON knows."""
+        return [
+            {
+                "id": node.declared.node_id,
+                "kind": node.declared.kind,
+                "name": node.declared.name,
+                "inputs": list(node.declared.inputs),
+                "extends": node.declared.extends,
+                "group": node.declared.group,
+                "began_ago_s": None if node.began is None else now - node.began,
+                "ended_ago_s": None if node.ended is None else now - node.ended,
+            }
+            for node in self._nodes.values()
+        ]
+
+    def is_outside(self, node_id: str) -> bool:
+        """Whether the program waits for the node."""
+        return self._nodes[node_id].began is not None
+
+    def has_ended(self, node_id: str) -> bool:
+        """Whether the node's value is there."""
+        return self._nodes[node_id].ended is not None
 
     def declared(self, node_id: str) -> DeclareNode:
         """What is known of a node."""

@@ -12,7 +12,7 @@ from treadle.scheduler.plan import PageWrite, Row, StepPlan, TokenWrite
 from treadle.scheduler.policies import MOST_SKIPPED, AdmissionPolicy, Books, RetentionPolicy
 from treadle.scheduler.roster import Roster
 
-Log = Callable[[float, str, str, str], None]
+Log = Callable[[float, str, Call, str], None]
 
 
 class Planner:
@@ -128,7 +128,7 @@ class Planner:
         return 1
 
     def _preempt(self, call: Call, reason: str, now: float) -> None:
-        self._log(now, "preempt", call.id, f"{reason}; {call.num_computed_tokens} computed tokens become evictable")
+        self._log(now, "preempt", call, f"{reason}; {call.num_computed_tokens} computed tokens become evictable")
         node = self._memory.detach(call, now)
         self._roster.leave(call, Status.PARKED, now)
         if self._memory.has_work(call):
@@ -163,7 +163,7 @@ class Planner:
             blocked = blocked or not self._admission.skips_blocked
             if reason != call.wait_reason:
                 call.wait_reason = reason
-                self._log(now, "wait", call.id, reason)
+                self._log(now, "wait", call, reason)
             if blocked:
                 break
 
@@ -190,7 +190,7 @@ class Planner:
         if match.hosted:
             loaded = memory.load(match.hosted, draft.step_id, now)
             if loaded:
-                self._log(now, "load", call.id, f"{loaded} pages come from host memory")
+                self._log(now, "load", call, f"{loaded} pages come from host memory")
             self.stale = True
             self._back_to_waiting(call, now)
             return None
@@ -226,7 +226,7 @@ class Planner:
         self._leases.end(call)
         self._retention.resumed(call.program, now)
         self._roster.admit(call, now)
-        self._log(now, "admit", call.id, f"slot {call.slot}, {call.num_computed_tokens}/{call.num_tokens} tokens known")
+        self._log(now, "admit", call, f"slot {call.slot}, {call.num_computed_tokens}/{call.num_tokens} tokens known")
         if not self._memory.has_work(call):
             self._leases.park(call, self._memory.detach(call, now, keep_tail=True), now)
             self._roster.leave(call, Status.PARKED, now)

@@ -25,8 +25,12 @@ from treadle.scheduler import (
     AppendPrompt,
     CallFinished,
     Command,
+    Decided,
     ErrorCode,
     Event,
+    Inspected,
+    Prepare,
+    Prepared,
     Rejected,
     Row,
     RowOutput,
@@ -39,9 +43,12 @@ from treadle.scheduler import (
 
 if TYPE_CHECKING:
     from treadle.grammar.compiler import Compiler
-    from treadle.grammar.matcher import Matcher
+    from treadle.grammar.matcher import Grammar, Matcher
     from treadle.runtime.engine.learned import LearnedFile
     from treadle.runtime.text.tokenizer import Tokenizer
+
+
+NO_GRAMMAR = "a model without a tokenizer cannot follow a grammar; leave out the constraint"
 
 
 @dataclass(slots=True)
@@ -102,20 +109,48 @@ class Engine:
             events += self._submit(command) if isinstance(command, SubmitCall) else self._forward_command(command)
         return self._with_last_text(events)
 
+    def prepare(self, command: Prepare, answer: Callable[[Prepared], object]) -> None:
+        """Compiles a grammar beside the loop, and leaves it where calls will find it. Answers once, in any thread."""
+
+        def done(grammar: Grammar | BaseException) -> None:
+            refused = isinstance(grammar, BaseException)
+            answer(Prepared(name, error=str(grammar)) if refused else Prepared(name, grammar.unenforced))
+
+        name = command.request_id
+        try:
+            if self.compiler is None:
+                raise ValueError(NO_GRAMMAR)
+            self.compiler.compile_soon(constraint_from_json(command.constraint), done)
+        except ValueError as error:
+            done(error)
+
+    def decided(self) -> Decided | None:
+        """What was decided since the last time, if somebody watches and there was anything."""
+        return self.scheduler.take_decided()
+
     def _submit(self, command: SubmitCall) -> list[Event]:
         try:
             check_sampling(command.sampling, self.runner.decoder.config.vocab_size)
-            matcher = self._matcher(command.constraint)
+            call = self._begin(command)
         except InvalidRequestError as error:
             return [self._refusal(command.call_id, "bad_sampling", str(error))]
         except ValueError as error:
             return [self._refusal(command.call_id, "bad_constraint", str(error))]
         events = self.scheduler.apply(command, self._clock())
         if not events:
-            text = TextStream(self._tokenizer, command.sampling.stop, command.sampling.stop_token_ids)
-            sampling = SamplingCall(command.sampling, len(command.token_ids))
-            self._calls[command.call_id] = _LiveCall(sampling, text, matcher)
+            self._calls[command.call_id] = call
         return events
+
+    def _begin(self, command: SubmitCall) -> _LiveCall:
+        """A call as it is when it has generated what it comes with."""
+        num_prompt = len(command.token_ids) - command.num_generated
+        text = TextStream(self._tokenizer, command.sampling.stop, command.sampling.stop_token_ids)
+        call = _LiveCall(SamplingCall(command.sampling, num_prompt), text, self._matcher(command.constraint))
+        for token_id in command.token_ids[num_prompt:]:
+            call.text.push(token_id)
+            if call.matcher is not None and not call.matcher.accept(token_id):
+                raise ValueError(f"the grammar refuses token {token_id}, which the call has generated")
+        return call
 
     def _refusal(self, call_id: str, code: ErrorCode, message: str) -> Event:
         if call_id in self._calls:
@@ -126,7 +161,7 @@ class Engine:
         if constraint is None:
             return None
         if self.compiler is None:
-            raise ValueError("a model without a tokenizer cannot follow a grammar; leave out the constraint")
+            raise ValueError(NO_GRAMMAR)
         return self.compiler.compile(constraint_from_json(constraint)).matcher()
 
     def _forward_command(self, command: Command) -> list[Event]:
@@ -135,6 +170,9 @@ class Engine:
             call = self._calls[command.call_id]
             longer = call.sampling.num_prompt + len(command.token_ids)
             call.sampling = replace(call.sampling, num_prompt=longer)
+        for event in events:
+            if isinstance(event, Inspected):
+                event.report["page_bytes"] = self.runner.state.page_bytes
         return events
 
     def step(self) -> list[Event] | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
+from typing import Any, TypeVar
 
+from treadle.grammar import Constraint, constraint_to_json
 from treadle.runtime.engine.client import EngineClient
 from treadle.runtime.errors import (
     CallError,
@@ -20,15 +22,27 @@ from treadle.scheduler import (
     AbortCall,
     CallFinished,
     Command,
+    Decided,
+    Decision,
     EndProgram,
     ErrorCode,
     Event,
+    Hint,
+    HintAnswered,
+    Inspect,
+    Inspected,
     OpenProgram,
+    Prepare,
+    Prepared,
     ProgramEnded,
     Rejected,
     SubmitCall,
     TokensOut,
+    Watch,
 )
+
+T = TypeVar("T")
+MAX_DECISIONS = 4096
 
 
 def error_for(code: ErrorCode, message: str) -> TreadleError:
@@ -80,6 +94,8 @@ class Session:
         self._client = client
         self._calls: dict[str, CallStream] = {}
         self._programs: dict[str, asyncio.Future[ProgramEnded]] = {}
+        self._requests: dict[str, asyncio.Future[Any]] = {}
+        self._watchers: list[asyncio.Queue[Decision | None]] = []
         self._ids = itertools.count(1)
         self._unsent: list[Command] = []
         self.tokens_generated = 0
@@ -144,13 +160,57 @@ class Session:
         self.send(*calls)
         return streams
 
+    async def prepare(self, constraint: Constraint) -> tuple[str, ...]:
+        """Has the engine compile a grammar, so that a call which has it begins at once.
+
+        Returns JSON pointers of what the grammar does not guarantee. Raises `InvalidRequestError` with what is wrong.
+        """
+        command = Prepare(self.new_id("request"), constraint_to_json(constraint))
+        prepared: Prepared = await self.ask(command)
+        if prepared.error is not None:
+            raise InvalidRequestError(prepared.error)
+        return prepared.unenforced
+
+    async def inspect(self, subject: str | None = None) -> dict[str, Any]:
+        """What the engine has and does, as `scheduler/inspection.py` describes it; one program in detail, if named."""
+        command = Inspect(self.new_id("request"), subject)
+        inspected: Inspected = await self.ask(command)
+        return inspected.report
+
+    async def decisions(self) -> AsyncGenerator[Decision, None]:
+        """What the scheduler decides from now on. Ends with the session. A reader that is slow misses the oldest."""
+        queue: asyncio.Queue[Decision | None] = asyncio.Queue(MAX_DECISIONS)
+        if not self._watchers:
+            self.send(Watch(True))
+        self._watchers.append(queue)
+        try:
+            while (decision := await queue.get()) is not None:
+                yield decision
+        finally:
+            self._watchers.remove(queue)
+            if not self._watchers and self._failure is None:
+                self.send(Watch(False))
+
+    async def ask(self, command: Prepare | Inspect | Hint) -> Any:
+        """Sends a command and returns the event that answers it. Its `request_id` must be new."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.send(command)
+        self._requests[command.request_id] = future
+        try:
+            return await future
+        finally:
+            self._requests.pop(command.request_id, None)
+
     async def _pump(self) -> None:
+        error: TreadleError = EngineClosedError("the engine ended before the call did")
         try:
             async for batch in self._client.events():
                 for event in batch:
                     self._deliver(event)
+        except EngineClosedError as reason:
+            error = reason
         finally:
-            self._fail_all(EngineClosedError("the engine ended before the call did"))
+            self._fail_all(error)
 
     def _deliver(self, event: Event) -> None:
         match event:
@@ -162,21 +222,41 @@ class Session:
                 if event.call_id in self._calls:
                     self._calls.pop(event.call_id).put(event)
             case ProgramEnded():
-                future = self._programs.pop(event.program_id, None)
-                if future is not None and not future.done():
-                    future.set_result(event)
+                _resolve(self._programs.pop(event.program_id, None), event)
+            case Prepared() | Inspected() | HintAnswered():
+                _resolve(self._requests.pop(event.request_id, None), event)
             case Rejected():
-                future = self._programs.pop(event.subject, None)
-                if future is not None and not future.done():
-                    future.set_exception(error_for(event.error, event.message))
+                asked = self._requests if event.subject in self._requests else self._programs
+                _refuse(asked.pop(event.subject, None), error_for(event.error, event.message))
+            case Decided():
+                for watcher, decision in itertools.product(self._watchers, event.decisions):
+                    _put(watcher, decision)
 
     def _fail_all(self, error: TreadleError) -> None:
         self._failure = error
         for stream in self._calls.values():
             stream.put(error)
-        for future in self._programs.values():
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # whoever waited may be gone: that is no reason for a warning
+        for future in (*self._programs.values(), *self._requests.values()):
+            _refuse(future, error)
+        for watcher in self._watchers:
+            _put(watcher, None)
         self._calls.clear()
         self._programs.clear()
+
+
+def _resolve(future: asyncio.Future[T] | None, result: T) -> None:
+    if future is not None and not future.done():
+        future.set_result(result)
+
+
+def _refuse(future: asyncio.Future[Any] | None, error: TreadleError) -> None:
+    if future is not None and not future.done():
+        future.set_exception(error)
+        future.exception()  # whoever waited may be gone: that is no reason for a warning
+
+
+def _put(watcher: asyncio.Queue[T], item: T) -> None:
+    """Puts an item into a queue, at the cost of its oldest if it is full."""
+    if watcher.full():
+        watcher.get_nowait()
+    watcher.put_nowait(item)

@@ -50,6 +50,11 @@ class DeviceState:
         self.tables = np.zeros((num_slots, -(-max_context // page_size)), dtype=np.int64)
         self.page_table = torch.from_numpy(self.tables).to(where)
 
+    @property
+    def page_bytes(self) -> int:
+        """What one page of KV takes up, in all layers."""
+        return self.kv[:, :, 0].numel() * self.kv.element_size()
+
     def write(self, plan: StepPlan) -> None:
         """Carries out all of a plan but its rows.
 
