@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from treadle.runtime.executor.account import Account
-from treadle.runtime.server.conversations import Digest, Message
+from treadle.runtime.server.conversations import Digest
 from treadle.runtime.server.tenants import Tenant
 
 NodeKind: TypeAlias = Literal["llm", "tool", "person"]
@@ -52,13 +51,14 @@ class TurnNode:
         node_id: Of the declared node; None if the program has no room for more nodes: then calls name none.
         extends: The call whose tokens the prompt begins with, if the conversation goes on.
         so_far: Digest of its messages.
-        recorded: The ids that the program's model generated where it wrote a message; None for what others wrote.
+        is_final: The client said that no request will follow.
     """
 
+    program: LiveProgram
     node_id: str | None
     extends: str | None
     so_far: Digest
-    recorded: Callable[[Message], tuple[int, ...] | None]
+    is_final: bool
     is_over: bool = False
 
 
@@ -75,7 +75,6 @@ class LiveProgram:
         ends: Where its conversations ended, by their digests, the latest last.
         tools: Its tools that run, by the id of their call.
         step: What the client called the part that it is in.
-        is_final: The client said that no request will follow.
         num_active: Turns that run now.
         seen_events: Ids of events that clients sent, with what was answered, the latest last.
         account: What it used, once it has ended.
@@ -96,7 +95,6 @@ class LiveProgram:
     ends: OrderedDict[Digest, End] = field(default_factory=OrderedDict)
     tools: dict[str, ProgramNode] = field(default_factory=dict)
     step: str | None = None
-    is_final: bool = False
     num_active: int = 0
     num_turns: int = 0
     seen_events: OrderedDict[str, dict[str, Any]] = field(default_factory=OrderedDict)

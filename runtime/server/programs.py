@@ -20,7 +20,6 @@ import secrets
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeAlias
 
 from treadle.runtime.engine.session import Session
@@ -52,7 +51,7 @@ class Programs:
     ends by itself.
 
     Attributes:
-        watchers: Told of all that happens.
+        watchers: Told of all that happens. `admit` is asked before a tenant begins another program.
         recorded: What models wrote, for prompts that extend the last one exactly.
     """
 
@@ -63,9 +62,11 @@ class Programs:
         max_programs: int = 4096,
         idle_s: float = 600.0,
         watchers: Sequence[Watcher] = (),
+        admit: Callable[[Tenant], None] = lambda tenant: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.watchers = list(watchers)
+        self._admit = admit
         self.recorded = RecordedIds()
         self._session = session
         self._max_programs = max_programs
@@ -96,13 +97,16 @@ class Programs:
         if program is None:
             program = self.open(tenant, identity)
         self._use(program)
-        program.is_final = identity.final
         if identity.step is not None:
             program.step = identity.step
         return program
 
     def open(self, tenant: Tenant, identity: Identity) -> LiveProgram:
-        """Opens a program, under the name given or one that nobody can guess. It must not be open already."""
+        """Opens a program, under the name given or one that nobody can guess. It must not be open already.
+
+        Raises `ApiError` 429 if the tenant may have no more, and what `admit` raises.
+        """
+        self._admit(tenant)
         self._make_room(tenant)
         public_id = identity.program_id or f"prog_{secrets.token_hex(12)}"
         key = tenant.name, public_id
@@ -157,7 +161,7 @@ class Programs:
     def _continued(self, tenant: Tenant, messages: Sequence[Message]) -> LiveProgram | None:
         """The program whose conversation the messages continue: of several, the one that they follow furthest."""
         found = None
-        for digest in digests(messages):
+        for digest in digests(messages or ()):
             found = self._by_end.get((tenant.name, digest), found)
         return found
 
@@ -185,7 +189,9 @@ class Programs:
 
     # Turns
 
-    def begin_turn(self, program: LiveProgram, messages: Sequence[Message], name: str = "turn") -> TurnNode:
+    def begin_turn(
+        self, program: LiveProgram, identity: Identity, messages: Sequence[Message] | None = None, name: str = "turn"
+    ) -> TurnNode:
         """A turn begins. What the messages bring back has ended: the tools, or the person, that the conversation waited
         for. `leave_turn` must follow, however it ends.
 
@@ -194,33 +200,28 @@ class Programs:
         if program.ended is not None:
             raise ApiError(409, f"program {program.public_id!r} has ended; begin another one", code="program_ended")
         so_far, end = EMPTY, None
-        for digest in digests(messages):
+        for digest in digests(messages or ()):
             so_far, end = digest, program.ends.get(digest, end)
         inputs = self._come_back(program, end) if end is not None else ()
         extends = end.node_id if end is not None else None
-        node = self.begin_node(program, "llm", program.step or name, inputs, extends=extends)
+        node = self.begin_node(program, "llm", identity.step or program.step or name, inputs, extends=extends)
         program.num_active += 1
         program.num_turns += 1
         self._use(program)
         self.tell(program, "turn.started", {"node": node.id if node is not None else None, "name": name})
         return TurnNode(
+            program,
             node.id if node is not None else None,
             end.call_id if end is not None else None,
             so_far,
-            partial(self.recorded.get, program.id),
+            identity.final,
         )
 
     def end_turn(
-        self,
-        program: LiveProgram,
-        node: TurnNode,
-        *,
-        call_id: str,
-        message: Message,
-        token_ids: Sequence[int],
-        finish_reason: str,
+        self, node: TurnNode, *, call_id: str, message: Message, token_ids: Sequence[int], finish_reason: str
     ) -> None:
         """One answer of a turn is complete: `message` is what the client will send back. Tools that it calls begin."""
+        program = node.program
         if program.ended is not None:
             return
         self.recorded.put(program.id, message, token_ids)
@@ -230,18 +231,18 @@ class Programs:
             tool = self.begin_tool(program, call["id"], call["function"]["name"], inputs)
             if tool is not None:
                 end.waits.append(tool)
-        if not message.get("tool_calls") and not program.is_final:
+        if not message.get("tool_calls") and not node.is_final:
             person = self.begin_node(program, "person", "person", inputs)
             if person is not None:
                 end.waits.append(person)
         self._remember_end(program, extended(node.so_far, message), end)
         self.tell(program, "turn.finished", {"node": node.node_id, "reason": finish_reason, "tokens": len(token_ids)})
 
-    def leave_turn(self, program: LiveProgram, node: TurnNode, *, failed: bool = False) -> None:
+    def leave_turn(self, node: TurnNode, *, failed: bool = False) -> None:
         """A turn is over, with all its answers or without. A program whose last turn it was ends."""
         if node.is_over:
             return
-        node.is_over = True
+        node.is_over, program = True, node.program
         program.num_active -= 1
         if node.node_id is not None:
             turn = program.nodes[node.node_id]
@@ -251,7 +252,7 @@ class Programs:
         self._use(program)
         if failed:
             self.tell(program, "turn.failed", {"node": node.node_id})
-        if program.is_final and not program.num_active:
+        if node.is_final and not program.num_active:
             self.end_soon(program, "said to be final")
 
     def _come_back(self, program: LiveProgram, end: End) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ class Bench:
     async def turn(self, messages, *, tenant=EVERYBODY, identity=ANY, tool_calls=(), prompt=None, content="fine"):
         """One whole turn, as an endpoint does it. Returns its program, call and message."""
         program = await self.programs.enter(tenant, identity, messages)
-        node = self.programs.begin_turn(program, messages)
+        node = self.programs.begin_turn(program, identity, messages)
         call_id = self.session.new_id("call")
         prompt = tuple(range(3, 20)) if prompt is None else prompt
         call = SubmitCall(call_id, program.id, prompt, GREEDY, 6, node_id=node.node_id, extends=node.extends)
@@ -63,8 +63,8 @@ class Bench:
                 for call_id, name in tool_calls
             ]
         reason = stream.finished.reason
-        self.programs.end_turn(program, node, call_id=call_id, message=message, token_ids=ids, finish_reason=reason)
-        self.programs.leave_turn(program, node)
+        self.programs.end_turn(node, call_id=call_id, message=message, token_ids=ids, finish_reason=reason)
+        self.programs.leave_turn(node)
         self.last = (*prompt, *ids), stream.finished
         return program, message
 
@@ -181,24 +181,23 @@ class TestGraph:
 
     async def test_of_several_answers_the_one_goes_on_that_comes_back(self, bench):
         program = await bench.programs.enter(EVERYBODY, ANY, [said("a")])
-        node = bench.programs.begin_turn(program, [said("a")])
+        node = bench.programs.begin_turn(program, ANY, [said("a")])
         answers = []
         for index in range(2):
             call = {"id": f"c{index}", "function": {"name": "search", "arguments": "{}"}}
             answers.append({"role": "assistant", "content": f"try {index}", "tool_calls": [call]})
             bench.programs.end_turn(
-                program,
                 node,
                 call_id=f"call {index}",
                 message=answers[-1],
                 token_ids=[index],
                 finish_reason="tool_calls",
             )
-        bench.programs.leave_turn(program, node)
-        node = bench.programs.begin_turn(program, [said("a"), answers[1], result("c1")])
+        bench.programs.leave_turn(node)
+        node = bench.programs.begin_turn(program, ANY, [said("a"), answers[1], result("c1")])
         assert node.extends == "call 1" and program.nodes[node.node_id].inputs == ("tool-3",)
         assert not program.tools
-        bench.programs.leave_turn(program, node)
+        bench.programs.leave_turn(node)
 
     async def test_a_step_names_the_turn(self, bench):
         program, _ = await bench.turn([said("a")], identity=named("n", step="plan"))
@@ -242,20 +241,20 @@ class TestEnd:
         program = await bench.programs.enter(EVERYBODY, ANY, [said("a")])
         await bench.programs.end(program)
         with pytest.raises(ApiError) as raised:
-            bench.programs.begin_turn(program, [said("a")])
+            bench.programs.begin_turn(program, ANY, [said("a")])
         assert raised.value.status == 409
 
     async def test_idle_ones_end_by_themselves(self):
         async with running(idle_s=0.05) as bench:
             idle, _ = await bench.turn([said("a")])
             active = await bench.programs.enter(EVERYBODY, ANY, [said("b")])
-            node = bench.programs.begin_turn(active, [said("b")])
+            node = bench.programs.begin_turn(active, ANY, [said("b")])
             expiry = asyncio.create_task(bench.programs.expire())
             async with asyncio.timeout(5):
                 while idle.account is None:
                     await asyncio.sleep(0.01)
             assert active.ended is None and "idle" in idle.end_reason
-            bench.programs.leave_turn(active, node, failed=True)
+            bench.programs.leave_turn(node, failed=True)
             async with asyncio.timeout(5):
                 while active.account is None:
                     await asyncio.sleep(0.01)
@@ -281,7 +280,7 @@ class TestBounds:
     async def test_a_tenant_whose_programs_all_run_is_refused(self, bench):
         tenant = Tenant("alice", max_programs=1)
         program = await bench.programs.enter(tenant, ANY, [said("a")])
-        bench.programs.begin_turn(program, [said("a")])
+        bench.programs.begin_turn(program, ANY, [said("a")])
         with pytest.raises(ApiError) as raised:
             await bench.programs.enter(tenant, ANY, [said("b")])
         assert raised.value.status == 429 and raised.value.retry_after
@@ -301,12 +300,12 @@ class TestBounds:
                 for index in range(count):
                     messages = [said(f"{name} {index}")]
                     program = await bench.programs.enter(ALICE, named(f"{name}-{index}"), messages)
-                    node = bench.programs.begin_turn(program, messages)
+                    node = bench.programs.begin_turn(program, ANY, messages)
                     message = {"role": "assistant", "content": "fine"}
                     bench.programs.end_turn(
-                        program, node, call_id="c", message=message, token_ids=range(100), finish_reason="stop"
+                        node, call_id="c", message=message, token_ids=range(100), finish_reason="stop"
                     )
-                    bench.programs.leave_turn(program, node)
+                    bench.programs.leave_turn(node)
                     if index % 100 == 0:
                         await bench.settle()
                 bench.told.clear()
