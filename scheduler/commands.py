@@ -86,10 +86,11 @@ class DeclareNode:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A declared node runs outside the engine from now on: a tool, a person."""
+    """A declared node runs outside the engine from now on, or since `ago_s` seconds: a tool, a person."""
 
     program_id: str
     node_id: str
+    ago_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

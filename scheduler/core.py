@@ -165,7 +165,7 @@ class Scheduler:
             text = f"node {command.node_id!r} is not declared; send DeclareNode first"
             return [Rejected(command.node_id, "unknown_node", text)]
         if isinstance(command, Wait):
-            program.graph.began(command.node_id, now)
+            program.graph.began(command.node_id, now - command.ago_s)
             self._tell_of_pause(program, program.graph.declared(command.node_id))
         else:
             seconds = program.graph.ended(command.node_id, now)

@@ -57,10 +57,6 @@ class ProgramGraph:
             for node in self._nodes.values()
         ]
 
-    def is_outside(self, node_id: str) -> bool:
-        """Whether the program waits for the node."""
-        return self._nodes[node_id].began is not None
-
     def has_ended(self, node_id: str) -> bool:
         """Whether the node's value is there."""
         return self._nodes[node_id].ended is not None

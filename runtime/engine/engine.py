@@ -20,6 +20,7 @@ from treadle.grammar import constraint_from_json
 from treadle.runtime.engine.runner import Forward, Launched, RowToken, Runner, SamplingCall
 from treadle.runtime.engine.sampler import check_sampling
 from treadle.runtime.engine.text import TextStream
+from treadle.runtime.engine.wire import EngineInfo
 from treadle.runtime.errors import InvalidRequestError
 from treadle.scheduler import (
     AppendPrompt,
@@ -123,6 +124,22 @@ class Engine:
             self.compiler.compile_soon(constraint_from_json(command.constraint), done)
         except ValueError as error:
             done(error)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine is."""
+        config, runner = self.scheduler.config, self.runner
+        return EngineInfo(
+            max_context=self.scheduler.limits.max_context,
+            max_calls=config.max_calls,
+            num_pages=config.num_pages,
+            num_host_pages=config.num_host_pages,
+            page_size=config.page_size,
+            page_bytes=runner.state.page_bytes,
+            vocab_size=runner.decoder.config.vocab_size,
+            dtype=str(runner.decoder.dtype).removeprefix("torch."),
+            device=runner.device.torch_device.type,
+        )
 
     def decided(self) -> Decided | None:
         """What was decided since the last time, if somebody watches and there was anything."""

@@ -55,15 +55,16 @@ class _Program:
     ended: bool = False
     survived: bool = False
 
-    def commands(self) -> Iterator[Command]:
+    def commands(self, now: float) -> Iterator[Command]:
         """Opens it, and tells its graph as far as it has come."""
         if self.opened is None:
             return
-        yield self.opened
+        yield replace(self.opened, due_s=self.opened.due_s - (now - self.graph.opened))
+        outside = self.graph.outside(now)
         for node in self.graph.nodes():
             yield node
-            if self.graph.is_outside(node.node_id):
-                yield Wait(node.program_id, node.node_id)
+            if node.node_id in outside:
+                yield Wait(node.program_id, node.node_id, outside[node.node_id])
             elif self.graph.has_ended(node.node_id):
                 yield Resume(node.program_id, node.node_id)
 
@@ -166,7 +167,7 @@ class Journal:
         if program is None or command.node_id not in program.graph:
             return
         if isinstance(command, Wait):
-            program.graph.began(command.node_id, now)
+            program.graph.began(command.node_id, now - command.ago_s)
         else:
             program.graph.ended(command.node_id, now)
 
@@ -207,7 +208,7 @@ class Journal:
         elif name in self._calls and event.error in ("duplicate_id", "bad_sampling", "bad_constraint"):
             _take(self._calls, name, -1)
 
-    def replay(self) -> list[Command]:
+    def replay(self, now: float) -> list[Command]:
         """What to tell a new engine first."""
         commands: list[Command] = [Watch(True)] if self._watched else []
         programs = [program for owners in self._programs.values() for program in owners]
@@ -216,7 +217,7 @@ class Journal:
             program.survived = True
         for program_id, owners in self._programs.items():
             for program in owners:
-                commands += program.commands()
+                commands += program.commands(now)
                 if program.ended:
                     for call in calls:
                         if call.program is program:

@@ -23,7 +23,7 @@ from typing import Any
 from treadle.runtime.engine.client import EngineThread
 from treadle.runtime.engine.config import EngineConfig
 from treadle.runtime.engine.engine import Engine
-from treadle.runtime.engine.wire import LENGTH_BYTES, EngineInfo, Failed, Load, Message, decode, framed
+from treadle.runtime.engine.wire import LENGTH_BYTES, Failed, Load, Message, decode, framed
 from treadle.runtime.errors import TreadleError
 from treadle.scheduler import Command, Event
 from treadle.scheduler.config import Costs
@@ -88,11 +88,11 @@ class Host:
 
     def _load(self, load: Load) -> None:
         try:
-            engine, info = _open(load)
+            engine = _open(load)
         except BaseException as error:
             self._fail(error)
         self._engine = EngineThread(engine, self._publish)
-        self._connection.write([info])
+        self._connection.write([engine.info])
 
     def _publish(self, batch: tuple[Event, ...] | None) -> None:
         if batch is not None:
@@ -107,26 +107,11 @@ class Host:
         os._exit(1)
 
 
-def _open(load: Load) -> tuple[Engine, EngineInfo]:
+def _open(load: Load) -> Engine:
     from treadle.runtime.engine.build import build_engine
     from treadle.runtime.loading import open_model
 
-    config = config_from(load.config)
-    checkpoint, tokenizer = open_model(load.model, pull=False)
-    engine = build_engine(checkpoint, tokenizer, config)
-    scheduler, runner = engine.scheduler, engine.runner
-    info = EngineInfo(
-        max_context=scheduler.limits.max_context,
-        max_calls=scheduler.config.max_calls,
-        num_pages=scheduler.config.num_pages,
-        num_host_pages=scheduler.config.num_host_pages,
-        page_size=scheduler.config.page_size,
-        page_bytes=runner.state.page_bytes,
-        vocab_size=runner.decoder.config.vocab_size,
-        dtype=str(runner.decoder.dtype).removeprefix("torch."),
-        device=config.device,
-    )
-    return engine, info
+    return build_engine(*open_model(load.model, pull=False), config_from(load.config))
 
 
 def config_from(fields: dict[str, Any]) -> EngineConfig:

@@ -150,6 +150,9 @@ class EngineProcess:
                 log.warning("%s; another one goes on with %d calls", error, self._journal.num_calls)
                 if not was_ready:
                     await asyncio.sleep(self._limit.pause_s * 2 ** (len(deaths) - 1))
+        except Exception as error:
+            self._failure = EngineClosedError(f"the engine's process cannot be had: {error}")
+            raise
         finally:
             self._settled.set()
             self._outbox.put_nowait(None)
@@ -176,7 +179,7 @@ class EngineProcess:
             match batch:
                 case (EngineInfo() as info,):
                     self.info, self._writer = info, writer
-                    writer.write(framed(self._journal.replay()))
+                    writer.write(framed(self._journal.replay(time.monotonic())))
                     self._settled.set()
                 case (Failed() as failed,):
                     return failed
@@ -188,7 +191,8 @@ class EngineProcess:
 
     async def _spawn(self) -> tuple[Process, asyncio.StreamReader, asyncio.StreamWriter]:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with contextlib.ExitStack() as failed, theirs:
+            failed.callback(ours.close)
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-P",
@@ -200,7 +204,8 @@ class EngineProcess:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # an interrupt of the owner's terminal is not for the engine
             )
-        reader, writer = await asyncio.open_connection(sock=ours, limit=READ_AHEAD)
+            reader, writer = await asyncio.open_connection(sock=ours, limit=READ_AHEAD)
+            failed.pop_all()
         return self._process, reader, writer
 
 
