@@ -98,14 +98,11 @@ class Admission:
         self._waiting[tenant.name] = waiting + 1
         return Ticket(self, tenant)
 
-    def admit_program(self, tenant: Tenant, num_programs: int) -> None:
-        """Raises `ApiError` 429 if a tenant with so many live programs may not begin another one now.
+    def admit_program(self, tenant: Tenant) -> None:
+        """Raises `ApiError` 429 if a tenant's programs hold so much memory that it may not begin another one now.
 
         A program that has begun is never refused for memory: only by going on does it come to its end.
         """
-        if tenant.max_programs is not None and num_programs >= tenant.max_programs:
-            text = f"{num_programs} programs of yours are live; your quota is {tenant.max_programs}"
-            raise _come_back(text, "program_quota", self._interval_s)
         used = self._kv_bytes.get(tenant.name, 0)
         if tenant.max_kv_bytes is not None and used >= tenant.max_kv_bytes:
             text = f"your programs hold {used} bytes of KV; your quota is {tenant.max_kv_bytes}"

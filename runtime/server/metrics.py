@@ -5,8 +5,8 @@ Times are in seconds. `vllm:...` are the three figures that routers and autoscal
 
 from __future__ import annotations
 
-from collections import Counter as Tally
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -22,7 +22,6 @@ REQUEST_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 
 TOOL_S = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 METHODS = frozenset({"GET", "POST", "DELETE", "OPTIONS", "HEAD", "PUT", "PATCH"})
 PAGE_STATES = ("free", "running", "leased", "cached", "host_used")
-PROGRAM_STATES = ("running", "waiting", "parked", "outside", "idle")
 CALL_STATES = ("running", "waiting", "parked")
 
 
@@ -72,6 +71,11 @@ class Metrics:
         self._live.labels("waiting").set_function(waiting)
         self._live.labels("running").set_function(lambda: live() - waiting())
 
+    def watch_programs(self, states: Callable[[], Mapping[str, int]]) -> None:
+        """Asks this, whenever somebody reads, for how many programs are in each state."""
+        for state in states():
+            self._programs.labels(state).set_function(partial(_of, states, state))
+
     def answered(self, method: str, endpoint: str, status: int, seconds: float) -> None:
         """A request was answered. `endpoint` is the route as it was declared, never the path that was asked for."""
         self._requests.labels(method if method in METHODS else "other", endpoint, str(status)).inc()
@@ -116,15 +120,12 @@ class Metrics:
         self._restarts.inc()
 
     def inspected(self, report: Mapping[str, Any]) -> None:
-        """Takes over what the scheduler reports of its pages, calls and programs."""
+        """Takes over what the scheduler reports of its pages and calls."""
         pages, calls = report["pages"], report["calls"]
         for state in PAGE_STATES:
             self._pages.labels(state).set(pages[state])
         for state in CALL_STATES:
             self._calls.labels(state).set(calls[state])
-        states = Tally(program["state"] for program in report["programs"].values())
-        for state in PROGRAM_STATES:
-            self._programs.labels(state).set(states[state])
         self._vllm["num_requests_running"].set(calls["running"])
         self._vllm["num_requests_waiting"].set(calls["waiting"])
         self._vllm["kv_cache_usage_perc"].set(pages["running"] / pages["total"])
@@ -132,3 +133,7 @@ class Metrics:
     def render(self) -> bytes:
         """All figures in Prometheus' text format, `CONTENT_TYPE`."""
         return generate_latest(self._registry)
+
+
+def _of(counts: Callable[[], Mapping[str, int]], key: str) -> float:
+    return counts()[key]

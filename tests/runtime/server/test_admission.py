@@ -86,22 +86,14 @@ def test_a_wait_is_never_longer_than_a_minute():
     assert refusal(gate.admit, tenant).retry_after == 60
 
 
-def test_programs_beyond_the_quota_are_refused():
-    gate, _ = admission()
-    tenant = Tenant("carol", max_programs=2)
-    gate.admit_program(tenant, 1)
-    assert refusal(gate.admit_program, tenant, 2).code == "program_quota"
-    gate.admit_program(ALICE, 10**6)
-
-
 def test_a_tenant_whose_programs_fill_its_memory_begins_no_other_one():
     gate, _ = admission()
     tenant = Tenant("carol", max_kv_bytes=1000)
     gate.observe_kv({"carol": 999, "alice": 10**9})
-    gate.admit_program(tenant, 0)
+    gate.admit_program(tenant)
     gate.observe_kv({"carol": 1000})
-    assert refusal(gate.admit_program, tenant, 0).code == "kv_quota"
-    gate.admit_program(ALICE, 0)
+    assert refusal(gate.admit_program, tenant).code == "kv_quota"
+    gate.admit_program(ALICE)
 
 
 def test_the_wait_follows_how_often_a_request_ends():

@@ -10,7 +10,7 @@ REPORT = {
     "pages": {"total": 10, "free": 1, "running": 4, "leased": 3, "cached": 2, "host_total": 5, "host_used": 5},
     "calls": {"running": 2, "waiting": 7, "parked": 1},
     "tenants": {},
-    "programs": {name: {"state": state} for name, state in (("a", "running"), ("b", "outside"), ("c", "outside"))},
+    "programs": {},
 }
 
 
@@ -83,30 +83,38 @@ def test_what_the_scheduler_reports_is_shown_and_routers_of_vllm_find_it():
     metrics.inspected(REPORT)
     found = read(metrics)
     assert found["treadle_kv_pages", "state=leased"] == 3
-    assert found["treadle_programs", "state=outside"] == 2
-    assert found["treadle_programs", "state=idle"] == 0
     assert found["treadle_calls", "state=waiting"] == found["vllm:num_requests_waiting",] == 7
     assert found["vllm:num_requests_running",] == 2
     assert found["vllm:kv_cache_usage_perc",] == 0.4
 
 
-def test_live_requests_are_asked_for_when_somebody_reads():
-    metrics, live = Metrics(), [5]
+def test_requests_and_programs_are_asked_for_when_somebody_reads():
+    metrics, live, programs = Metrics(), [5], {"running": 1, "tool": 2}
     metrics.watch_requests(lambda: 2, lambda: live[0])
-    assert read(metrics)["treadle_live_requests", "state=running"] == 3
-    live[0] = 2
-    assert read(metrics)["treadle_live_requests", "state=running"] == 0
+    metrics.watch_programs(lambda: programs)
+    found = read(metrics)
+    assert found["treadle_live_requests", "state=running"] == 3
+    assert found["treadle_programs", "state=tool"] == 2
+    live[0], programs["tool"] = 2, 7
+    found = read(metrics)
+    assert found["treadle_live_requests", "state=running"] == 0
+    assert found["treadle_programs", "state=tool"] == 7
+
+
+def test_tools_and_programs_are_measured_as_they_end():
+    metrics = Metrics()
+    metrics.tool_ended(2.0)
+    metrics.program_ended(9.0)
+    found = read(metrics)
+    assert found["treadle_tool_duration_seconds_sum",] == 2
+    assert found["treadle_program_duration_seconds_sum",] == 9
 
 
 def test_each_server_has_a_registry_of_its_own():
     first, second = Metrics(), Metrics()
     for count in (first.engine_restarted, first.preempted):
         count()
-    first.tool_ended(2.0)
-    first.program_ended(2.0)
     assert read(first)["treadle_engine_restarts_total",] == read(first)["treadle_preemptions_total",] == 1
-    assert read(first)["treadle_tool_duration_seconds_count",] == 1
-    assert read(first)["treadle_program_duration_seconds_count",] == 1
     assert read(second)["treadle_engine_restarts_total",] == 0
     assert "process_resident_memory_bytes" in first.render().decode()
     assert CONTENT_TYPE.startswith("text/plain")
