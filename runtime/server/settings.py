@@ -23,6 +23,8 @@ from treadle.runtime.server.config import ServerConfig
 Value: TypeAlias = str | int | float | bool | tuple[str, ...] | None
 PREFIX = "TREADLE_"
 TRUTHS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+NOT_SETTINGS = frozenset({"key", "url"})
+"""What clients of a server take from the environment, perhaps the same one."""
 CLOSE = 0.75
 """How much two names must have in common for one to be taken for a slip of the other."""
 
@@ -197,9 +199,9 @@ def _from_environment(environment: Mapping[str, str], known: Mapping[str, Settin
     """Variables of ours. An empty one counts as unset; one that is nearly a setting is a slip, others are not ours."""
     found = {}
     for variable, text in environment.items():
-        if not variable.startswith(PREFIX) or not text:
-            continue
         name = variable.removeprefix(PREFIX).lower()
+        if not variable.startswith(PREFIX) or name in NOT_SETTINGS or not text:
+            continue
         if name in known:
             try:
                 found[name] = known[name].from_text(text)

@@ -70,7 +70,7 @@ def test_a_variable_that_is_nearly_a_setting_is_refused():
         read_settings({}, {"TREADLE_PROT": "80"})
 
 
-@pytest.mark.parametrize("variable", ["TREADLE_CACHE", "TREADLE_SERVICE_HOST", "TREADLE_API_KEY", "PORT"])
+@pytest.mark.parametrize("variable", ["TREADLE_CACHE", "TREADLE_SERVICE_HOST", "TREADLE_KEY", "TREADLE_URL", "PORT"])
 def test_a_variable_of_somebody_else_is_left_alone(variable):
     assert read_settings({}, {variable: "x"}).config == ServerConfig()
 
