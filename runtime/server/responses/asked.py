@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from treadle.grammar import JSONSchema, ToolSpec
 from treadle.runtime.server.context import Server
-from treadle.runtime.server.errors import invalid
+from treadle.runtime.server.errors import ApiError, invalid
 from treadle.runtime.server.requests import ANY_OBJECT, checked_max_tokens, json_answer, sampling_params, tool_spec
 from treadle.runtime.server.responses.requests import (
     LOGPROBS,
-    AllowedTools,
-    JSONObjectFormat,
-    JSONSchemaFormat,
-    NamedFunction,
+    AnyObjectFormat,
+    FunctionChoice,
+    FunctionSubset,
     ResponseRequest,
     TextOptions,
+    TextSchemaFormat,
 )
 from treadle.runtime.server.turn import TurnRequest
+
+_NAMES = {"messages": "input", "response_format": "text.format.schema"}
 
 
 def turn_of(server: Server, request: ResponseRequest, messages: Sequence[Mapping[str, Any]]) -> TurnRequest:
@@ -43,6 +47,19 @@ def turn_of(server: Server, request: ResponseRequest, messages: Sequence[Mapping
         max_tokens=checked_max_tokens(request.max_output_tokens, server, "max_output_tokens"),
         name="response",
     )
+
+
+@contextlib.contextmanager
+def fields_renamed() -> Iterator[None]:
+    """Errors of the scope name fields as requests of this endpoint have them, where turns name those of chat."""
+    try:
+        yield
+    except ApiError as error:
+        if error.param is not None:
+            name = _NAMES.get(error.param) or re.sub(r"^(tools\[\d+\])\.function\b", r"\1", error.param)
+            error.message = error.message.replace(f"{error.param}: ", f"{name}: ", 1)
+            error.param = name
+        raise
 
 
 def wants_logprobs(request: ResponseRequest) -> bool:
@@ -104,10 +121,10 @@ def _choice(request: ResponseRequest) -> tuple[Literal["auto", "none", "required
     match request.tool_choice:
         case None:
             return "auto", None
-        case NamedFunction(name=name):
+        case FunctionChoice(name=name):
             _check_known(name, names, "tool_choice.name")
             return "required", (name,)
-        case AllowedTools(mode=mode, tools=allowed):
+        case FunctionSubset(mode=mode, tools=allowed):
             for index, tool in enumerate(allowed):
                 _check_known(tool.name, names, f"tool_choice.tools[{index}].name")
             return mode, tuple(tool.name for tool in allowed)
@@ -124,8 +141,8 @@ def _check_known(name: str, names: Sequence[str], param: str) -> None:
 
 def _answer(text: TextOptions) -> JSONSchema | None:
     match text.format:
-        case JSONObjectFormat():
+        case AnyObjectFormat():
             return ANY_OBJECT
-        case JSONSchemaFormat(schema_=schema, strict=strict):
+        case TextSchemaFormat(schema_=schema, strict=strict):
             return json_answer(schema, strict=bool(strict))
     return None

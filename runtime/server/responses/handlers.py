@@ -16,7 +16,7 @@ from treadle.runtime.server.identity import identify
 from treadle.runtime.server.limits import check_conversation, read_json
 from treadle.runtime.server.logprobs import token_entries
 from treadle.runtime.server.requests import validated
-from treadle.runtime.server.responses.asked import repeated, turn_of, wants_logprobs
+from treadle.runtime.server.responses.asked import fields_renamed, repeated, turn_of, wants_logprobs
 from treadle.runtime.server.responses.inputs import ItemReference, ReasoningInput
 from treadle.runtime.server.responses.messages import messages_of
 from treadle.runtime.server.responses.requests import ResponseRequest
@@ -46,21 +46,22 @@ async def create_response(request: web.Request) -> web.StreamResponse:
     check_conversation(items, server.config, "input")
     wanted = turn_of(server, asked, messages_of(items, asked.instructions))
     identity = identify(request.headers, body, continues=previous.program_id if previous is not None else None)
-    async with run_turn(server, tenant, identity, wanted) as turn:
-        program_id = request["program_id"] = turn.program.public_id
+    with fields_renamed():
+        async with run_turn(server, tenant, identity, wanted) as turn:
+            program_id = request["program_id"] = turn.program.public_id
 
-        def keep(response: Response) -> None:
-            if asked.store is not False:
-                store.put(tenant.name, StoredResponse.after(previous, given, response.to_json(), program_id))
+            def keep(response: Response) -> None:
+                if asked.store is not False:
+                    store.put(tenant.name, StoredResponse.after(previous, given, response.to_json(), program_id))
 
-        response = Response(repeated(asked), partial(token_entries, tokenizer) if wants_logprobs(asked) else None)
-        if asked.stream:
-            return await _stream(request, turn, response, keep)
-        async for event in turn.events():
-            for _ in response.take(event):
-                pass
-        keep(response)
-        return json_answer(response.to_json())
+            response = Response(repeated(asked), partial(token_entries, tokenizer) if wants_logprobs(asked) else None)
+            if asked.stream:
+                return await _stream(request, turn, response, keep)
+            async for event in turn.events():
+                for _ in response.take(event):
+                    pass
+            keep(response)
+            return json_answer(response.to_json())
 
 
 async def get_response(request: web.Request) -> web.StreamResponse:

@@ -10,14 +10,14 @@ from pydantic import BaseModel, Discriminator, Tag
 from treadle.runtime.server.requests import RequestModel
 
 
-class TextPart(RequestModel):
+class InputText(RequestModel):
     """A piece of text, in what a user or a tool said, or a model before."""
 
     type: Literal["input_text", "output_text", "text"]
     text: str
 
 
-class RefusalPart(RequestModel):
+class InputRefusal(RequestModel):
     """What a model said instead of an answer."""
 
     type: Literal["refusal"]
@@ -28,7 +28,7 @@ def _content_form(value: Any) -> str:
     return "<text>" if isinstance(value, str) else "<list>"
 
 
-Part: TypeAlias = Annotated[TextPart | RefusalPart, Discriminator("type")]
+Part: TypeAlias = Annotated[InputText | InputRefusal, Discriminator("type")]
 Content: TypeAlias = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[list[Part], Tag("<list>")], Discriminator(_content_form)
 ]
@@ -63,7 +63,7 @@ class FunctionCallOutputInput(RequestModel):
 
 
 class ReasoningInput(RequestModel):
-    """Reasoning of another model. It is passed over: this server writes none, and nobody else's can be read."""
+    """ReasoningOptions of another model. It is passed over: this server writes none, and nobody else's can be read."""
 
     type: Literal["reasoning"]
     id: str | None = None

@@ -36,7 +36,7 @@ def _refuse(fix: str, *, unless: tuple[Any, ...] = ()) -> AfterValidator:
     return AfterValidator(check)
 
 
-class FunctionTool(RequestModel):
+class FunctionDeclaration(RequestModel):
     """A function that the model may call."""
 
     type: Literal["function"]
@@ -46,19 +46,19 @@ class FunctionTool(RequestModel):
     strict: bool | None = None
 
 
-class NamedFunction(RequestModel):
+class FunctionChoice(RequestModel):
     """A tool by its name."""
 
     type: Literal["function"]
     name: str
 
 
-class AllowedTools(RequestModel):
+class FunctionSubset(RequestModel):
     """Some of the tools: the others stay in the prompt, where the cache finds them, and may not be called."""
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedFunction], Field(min_length=1)]
+    tools: Annotated[list[FunctionChoice], Field(min_length=1)]
 
 
 def _choice_form(value: Any) -> str | None:
@@ -70,8 +70,8 @@ def _choice_form(value: Any) -> str | None:
 
 ToolChoice: TypeAlias = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
-    | Annotated[NamedFunction, Tag("<function>")]
-    | Annotated[AllowedTools, Tag("<allowed_tools>")],
+    | Annotated[FunctionChoice, Tag("<function>")]
+    | Annotated[FunctionSubset, Tag("<allowed_tools>")],
     Discriminator(
         _choice_form,
         custom_error_type="unsupported_tool_choice",
@@ -80,19 +80,19 @@ ToolChoice: TypeAlias = Annotated[
 ]
 
 
-class TextFormat(RequestModel):
+class PlainTextFormat(RequestModel):
     """Free text."""
 
     type: Literal["text"] = "text"
 
 
-class JSONObjectFormat(RequestModel):
+class AnyObjectFormat(RequestModel):
     """Any JSON object."""
 
     type: Literal["json_object"]
 
 
-class JSONSchemaFormat(RequestModel):
+class TextSchemaFormat(RequestModel):
     """JSON that satisfies a schema."""
 
     type: Literal["json_schema"]
@@ -105,11 +105,11 @@ class JSONSchemaFormat(RequestModel):
 class TextOptions(RequestModel):
     """How the answer is written."""
 
-    format: Annotated[TextFormat | JSONObjectFormat | JSONSchemaFormat, Discriminator("type")] = TextFormat()
+    format: Annotated[PlainTextFormat | AnyObjectFormat | TextSchemaFormat, Discriminator("type")] = PlainTextFormat()
     verbosity: Annotated[Literal["low", "medium", "high"] | None, _refuse("this model has one verbosity")] = None
 
 
-class Reasoning(RequestModel):
+class ReasoningOptions(RequestModel):
     """How much is thought before the answer: nothing. There is no reasoning to summarise either."""
 
     effort: Annotated[str | None, _refuse("this model does not reason apart; give none", unless=("none",))] = None
@@ -129,7 +129,7 @@ class ResponseRequest(SamplingFields):
     store: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[FunctionDeclaration], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: Annotated[int | None, Field(ge=1)] = None
@@ -148,7 +148,7 @@ class ResponseRequest(SamplingFields):
         Literal["auto", "disabled"] | None,
         _refuse("nothing is dropped from a conversation; shorten it yourself", unless=("disabled",)),
     ] = None
-    reasoning: Reasoning | None = None
+    reasoning: ReasoningOptions | None = None
     background: Annotated[bool | None, _refuse("ask for a stream, or wait for the answer")] = None
     conversation: Annotated[Any, _refuse("go on from previous_response_id")] = None
     prompt: Annotated[Any, _refuse("there are no stored prompts; send instructions and input")] = None

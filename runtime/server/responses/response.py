@@ -15,7 +15,7 @@ from treadle.runtime.server.turn import TurnEvent, TurnFinished, TurnUsage
 ResponseStatus: TypeAlias = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
-class ErrorDetails(TypedDict):
+class ResponseError(TypedDict):
     """Why a response failed."""
 
     code: str
@@ -28,26 +28,26 @@ class IncompleteDetails(TypedDict):
     reason: Literal["max_output_tokens"]
 
 
-class InputDetails(TypedDict):
+class InputTokensDetails(TypedDict):
     """Of the input's tokens, those that were found in the cache."""
 
     cached_tokens: int
     cache_write_tokens: int
 
 
-class OutputDetails(TypedDict):
+class OutputTokensDetails(TypedDict):
     """Of the output's tokens, those of reasoning: none."""
 
     reasoning_tokens: int
 
 
-class Usage(TypedDict):
+class ResponseUsage(TypedDict):
     """Tokens of a response."""
 
     input_tokens: int
-    input_tokens_details: InputDetails
+    input_tokens_details: InputTokensDetails
     output_tokens: int
-    output_tokens_details: OutputDetails
+    output_tokens_details: OutputTokensDetails
     total_tokens: int
 
 
@@ -60,10 +60,10 @@ class ResponseObject(TypedDict, total=False):
     completed_at: Required[int | None]
     status: Required[ResponseStatus]
     background: Required[Literal[False]]
-    error: Required[ErrorDetails | None]
+    error: Required[ResponseError | None]
     incomplete_details: Required[IncompleteDetails | None]
     output: Required[list[dict[str, Any]]]
-    usage: Required[Usage | None]
+    usage: Required[ResponseUsage | None]
     model: Required[str]
 
 
@@ -89,8 +89,8 @@ class Response:
         self._asked = dict(asked)
         self._created = time.time()
         self._completed: float | None = None
-        self._usage: Usage | None = None
-        self._error: ErrorDetails | None = None
+        self._usage: ResponseUsage | None = None
+        self._error: ResponseError | None = None
 
     def take(self, event: TurnEvent) -> Iterator[Change]:
         """Adds an event of the turn. The changes must be used as they come: they show the items as they are then."""
@@ -124,7 +124,7 @@ class Response:
         }
 
 
-def usage_of(usage: TurnUsage) -> Usage:
+def usage_of(usage: TurnUsage) -> ResponseUsage:
     """Where the tokens went, in the words of the Responses API."""
     return {
         "input_tokens": usage.prompt,
