@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ class Feed:
         log.grown.set()
         log.grown = asyncio.Event()
 
-    async def read(self, tenant: str, last_id: str | None = None) -> AsyncIterator[FeedEvent]:
+    async def read(self, tenant: str, last_id: str | None = None) -> AsyncGenerator[FeedEvent, None]:
         """Events after the one of that id, or from now on, without end."""
         log = self._log(tenant)
         place = log.count if last_id is None else self._place(last_id)

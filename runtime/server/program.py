@@ -76,7 +76,8 @@ class LiveProgram:
         tools: Its tools that run, by the id of their call.
         step: What the client called the part that it is in.
         num_active: Turns that run now.
-        seen_events: Ids of events that clients sent, with what was answered, the latest last.
+        seen_events: Ids of the last events that clients sent.
+        over_tools: Ids of the last calls of tools that have ended.
         account: What it used, once it has ended.
     """
 
@@ -97,7 +98,8 @@ class LiveProgram:
     step: str | None = None
     num_active: int = 0
     num_turns: int = 0
-    seen_events: OrderedDict[str, dict[str, Any]] = field(default_factory=OrderedDict)
+    seen_events: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    over_tools: OrderedDict[str, None] = field(default_factory=OrderedDict)
     ended: float | None = None
     end_reason: str = ""
     account: Account | None = None

@@ -29,12 +29,14 @@ from treadle.runtime.server.conversations import EMPTY, Digest, Message, Recorde
 from treadle.runtime.server.errors import ApiError
 from treadle.runtime.server.identity import Identity
 from treadle.runtime.server.program import End, LiveProgram, NodeKind, ProgramNode, TurnNode
+from treadle.runtime.server.program_report import without_others
 from treadle.runtime.server.tenants import Tenant
 from treadle.scheduler import DUE_S, DeclareNode, OpenProgram, Resume, Wait
 
 MAX_NODES = 4096
 MAX_TENANT_NODES = 65_536
 MAX_ENDS = 256
+MAX_OVER_TOOLS = 1024
 MAX_ENDED = 512
 MAX_ENDED_NODES = 65_536
 FULL_RETRY_S = 5.0
@@ -73,6 +75,7 @@ class Programs:
         self._idle_s = idle_s
         self._clock = clock
         self._live: OrderedDict[tuple[str, str], LiveProgram] = OrderedDict()
+        self._by_id: dict[str, LiveProgram] = {}
         self._by_tenant: dict[str, OrderedDict[str, LiveProgram]] = {}
         self._by_end: dict[tuple[str, Digest], LiveProgram] = {}
         self._ended: OrderedDict[tuple[str, str], LiveProgram] = OrderedDict()
@@ -128,7 +131,7 @@ class Programs:
         kind = f"{tenant.name}/{program.kind}" if tenant.name else program.kind
         due_s = DUE_S if identity.due_s is None else identity.due_s
         self._session.send(OpenProgram(program.id, kind, tenant.name, priority, due_s))
-        self._live[key] = program
+        self._live[key] = self._by_id[program.id] = program
         self._by_tenant.setdefault(tenant.name, OrderedDict())[public_id] = program
         before = self._ended.pop(key, None)
         if before is not None:
@@ -328,6 +331,9 @@ class Programs:
         self._session.send(Resume(program.id, node.id))
         if node.call_id is not None:
             program.tools.pop(node.call_id, None)
+            program.over_tools[node.call_id] = None
+            if len(program.over_tools) > MAX_OVER_TOOLS:
+                program.over_tools.popitem(last=False)
             seconds = round(node.ended - node.began, 6)
             told = {"node": node.id, "tool": node.name, "call_id": node.call_id, "seconds": seconds, "failed": failed}
             self.tell(program, "tool.ended", told)
@@ -353,7 +359,7 @@ class Programs:
     def _take_out(self, program: LiveProgram, reason: str) -> None:
         tenant, public_id = program.tenant.name, program.public_id
         program.ended, program.end_reason = self.now, reason
-        del self._live[tenant, public_id], self._by_tenant[tenant][public_id]
+        del self._live[tenant, public_id], self._by_id[program.id], self._by_tenant[tenant][public_id]
         if not self._by_tenant[tenant]:
             del self._by_tenant[tenant]
         for digest in program.ends:
@@ -384,6 +390,15 @@ class Programs:
                     break
                 if not program.num_active:
                     self.end_soon(program, f"idle for {self._idle_s:g} s")
+
+    async def relay_decisions(self) -> None:
+        """Tells what the scheduler decides of programs, while there is an engine. For a task of the server's."""
+        async for decision in self._session.decisions():
+            program = self._by_id.get(decision.program_id)
+            if program is not None:
+                reason = without_others(decision.reason, {decision.subject})
+                subject = None if decision.subject == program.id else decision.subject
+                self.tell(program, "decision", {"action": decision.action, "call": subject, "reason": reason})
 
     async def close(self) -> None:
         """Ends all programs."""
