@@ -8,12 +8,21 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from treadle.runtime.server import chat, models, openapi
+from treadle.runtime.server import chat, completions, feed_api, models, openapi, programs_api
 from treadle.runtime.server.context import SERVER, Server
 from treadle.runtime.server.middlewares import MIDDLEWARES, ROUTES_BY_HANDLER, add_headers
+from treadle.runtime.server.responses import handlers as responses
+from treadle.runtime.server.responses.store import RESPONSES, ResponseStore
 from treadle.runtime.server.routes import Route
 
-ROUTES: tuple[Route, ...] = (*chat.ROUTES, *models.ROUTES)
+ROUTES: tuple[Route, ...] = (
+    *chat.ROUTES,
+    *completions.ROUTES,
+    *responses.ROUTES,
+    *programs_api.ROUTES,
+    *feed_api.ROUTES,
+    *models.ROUTES,
+)
 DRAIN_STEP_S = 0.05
 LINGER_S = 1.0
 """How long the rest of a body that was refused is read on, so that the client reads the answer before it is cut off."""
@@ -24,6 +33,7 @@ def build_app(server: Server) -> web.Application:
     app = web.Application(middlewares=MIDDLEWARES)
     routes = (*ROUTES, openapi.route(ROUTES))
     app[SERVER] = server
+    app[RESPONSES] = ResponseStore()
     app[ROUTES_BY_HANDLER] = {route.handler: route for route in routes}
     for route in routes:
         app.router.add_route(route.method, route.path, route.handler)

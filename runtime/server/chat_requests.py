@@ -276,13 +276,16 @@ def choice_of(
     if choice is None or isinstance(choice, str):
         return choice or "auto", None
     if isinstance(choice, NamedTool):
-        mode, names = "required", (choice.function.name,)
-    else:
-        mode, names = choice.allowed_tools.mode, tuple(tool.function.name for tool in choice.allowed_tools.tools)
+        return "required", _known((choice.function.name,), tools)
+    allowed = choice.allowed_tools
+    return allowed.mode, _known(tuple(tool.function.name for tool in allowed.tools), tools)
+
+
+def _known(names: tuple[str, ...], tools: tuple[ToolSpec, ...]) -> tuple[str, ...]:
     unknown = [name for name in names if all(name != tool.name for tool in tools)]
     if unknown:
         raise invalid(f"tool_choice: there is no tool {unknown[0]!r} among tools", "tool_choice")
-    return mode, names  # type: ignore[return-value]
+    return names
 
 
 def answer_of(request: ChatRequest) -> JSONSchema | None:

@@ -27,8 +27,8 @@ class TokenEntry(Alternative):
     top_logprobs: list[Alternative]
 
 
-def token_entries(tokenizer: Tokenizer, logprobs: Iterable[TokenLogprob]) -> list[TokenEntry]:
-    """An entry for each token."""
+def token_entries(tokenizer: Tokenizer | None, logprobs: Iterable[TokenLogprob]) -> list[TokenEntry]:
+    """An entry for each token. Without a tokenizer no token has any text."""
     return [
         {
             **_alternative(tokenizer, each.token_id, each.logprob),
@@ -38,6 +38,6 @@ def token_entries(tokenizer: Tokenizer, logprobs: Iterable[TokenLogprob]) -> lis
     ]
 
 
-def _alternative(tokenizer: Tokenizer, token_id: int, logprob: float) -> Alternative:
-    data = tokenizer.token_bytes(token_id)
+def _alternative(tokenizer: Tokenizer | None, token_id: int, logprob: float) -> Alternative:
+    data = tokenizer.token_bytes(token_id) if tokenizer is not None else b""
     return {"token": data.decode(errors="replace"), "logprob": max(LEAST, logprob), "bytes": list(data)}

@@ -81,12 +81,13 @@ async def authenticated(request: web.Request, handler: Handler) -> web.StreamRes
 
 
 MIDDLEWARES = (observed, errors, from_allowed_origin, authenticated)
-ROUTES_BY_HANDLER: web.AppKey[Mapping[Handler, Route]] = web.AppKey("routes", Mapping)  # type: ignore[type-abstract]
+ROUTES_BY_HANDLER: web.AppKey[Mapping[Handler, Route]] = web.AppKey("routes", Mapping)
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Headers of every answer. For `on_response_prepare`."""
     server = request.app[SERVER]
+    response.headers["Server"] = "treadle"
     response.headers["x-request-id"] = request["request_id"]
     if "program_id" in request:
         response.headers["x-treadle-program-id"] = request["program_id"]

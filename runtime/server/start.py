@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class OpenEngine:
-    """An engine that is loaded. `is_there` tells whether it takes calls now, `num_restarts` how often it had to begin anew."""
+    """An engine that is loaded.
+
+    Attributes:
+        is_there: Whether it takes calls now.
+        num_restarts: How often it had to begin anew.
+    """
 
     client: EngineClient
     info: EngineInfo
@@ -41,16 +47,20 @@ class OpenEngine:
     num_restarts: Callable[[], int] = lambda: 0
 
 
+def open_engine(config: ServerConfig) -> AbstractAsyncContextManager[OpenEngine]:
+    """The engine that the configuration asks for, as a scope. Raises `ModelError` if the model cannot be had, and
+    `InvalidRequestError` for settings that cannot be."""
+    return _in_process(config) if config.engine == "in-process" else _in_own_process(config)
+
+
 @contextlib.asynccontextmanager
-async def engine_process(config: ServerConfig) -> AsyncIterator[OpenEngine]:
-    """The engine in a process of its own, which is started anew when it dies."""
+async def _in_own_process(config: ServerConfig) -> AsyncIterator[OpenEngine]:
     async with open_engine_process(config.model, config.engine_config()) as process:
         yield OpenEngine(process, await process.ready(), lambda: process.is_ready, lambda: process.restarts)
 
 
 @contextlib.asynccontextmanager
-async def engine_thread(config: ServerConfig) -> AsyncIterator[OpenEngine]:
-    """The engine in a thread of this process: for a debugger."""
+async def _in_process(config: ServerConfig) -> AsyncIterator[OpenEngine]:
     from treadle.runtime.engine.build import build_engine
 
     def load(check: Check) -> Engine:
@@ -99,6 +109,7 @@ async def serving(config: ServerConfig, engine: OpenEngine, tokenizer: Tokenizer
             max_programs=config.max_programs,
             idle_s=config.program_idle_s,
             watchers=[feed.publish, partial(_measure, metrics)],
+            admit=admission.admit_program,
         )
         server = Server(
             config=config,

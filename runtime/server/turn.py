@@ -45,6 +45,7 @@ class TurnRequest:
         strict_tools: Names of the tools whose schema must be enforced as a whole, or the request refused.
         answer: What the text must be that is no tool call.
         max_tokens: Most tokens to generate; None, or what exceeds the context, means as many as it holds.
+        with_token_ids: Whether text comes with the ids that it is of, and ids come where there is no text.
         n: How many answers. Their seeds are seed, seed + 1, ...
         name: Of the turn, for people.
     """
@@ -59,6 +60,7 @@ class TurnRequest:
     answer: Constraint | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
+    with_token_ids: bool = False
     n: int = 1
     name: str = "turn"
 
@@ -80,11 +82,12 @@ class TurnUsage:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """More text of one answer. `logprobs` are of the tokens whose text ends here, if they were asked for."""
+    """More text of one answer. `logprobs` and `token_ids` are of the tokens whose text ends here, if asked for."""
 
     index: int
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +124,14 @@ TurnEvent: TypeAlias = TextDelta | ToolCallStarted | ToolCallArguments | TurnFin
 class Answer:
     """One of a turn's answers while it is written: tokens in, events out."""
 
-    def __init__(self, index: int, *, has_tools: bool, stop_token_ids: Sequence[int]) -> None:
+    def __init__(self, index: int, request: TurnRequest) -> None:
         self.index = index
         self.text = ""
         self.tool_calls: list[dict[str, Any]] = []
-        self._pieces = ToolPieces() if has_tools else None
-        self._stops = frozenset(stop_token_ids)
+        self._pieces = ToolPieces() if callable_tools(request) else None
+        self._stops = frozenset(request.sampling.stop_token_ids)
+        self._with_token_ids = request.with_token_ids
+        self._num_told = 0
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
 
@@ -165,7 +170,7 @@ class Answer:
 
     def _push(self, text: str) -> Iterator[TurnEvent]:
         if self._pieces is None:
-            if text:
+            if text or (self._with_token_ids and len(self._token_ids) > self._num_told):
                 yield self._delta(text)
             return
         for piece in self._pieces.push(text) if text else ():
@@ -188,7 +193,10 @@ class Answer:
     def _delta(self, text: str) -> TextDelta:
         self.text += text
         logprobs, self._logprobs = tuple(self._logprobs), []
-        return TextDelta(self.index, text, logprobs)
+        if not self._with_token_ids:
+            return TextDelta(self.index, text, logprobs)
+        token_ids, self._num_told = tuple(self._token_ids[self._num_told :]), len(self._token_ids)
+        return TextDelta(self.index, text, logprobs, token_ids)
 
 
 def new_call_id() -> str:
@@ -213,6 +221,11 @@ class Turn:
         self._ticket = ticket
         self._pace = _Pace(server.metrics)
         self._streams: list[CallStream] = []
+
+    @property
+    def n(self) -> int:
+        """How many answers it has."""
+        return self._request.n
 
     def submit(self, token_ids: tuple[int, ...], constraint: str | None) -> None:
         """Submits a call for each answer; all but the first share the first one's prompt."""
@@ -241,9 +254,7 @@ class Turn:
 
         Raises `TreadleError` if a call fails, and `ApiError` 409 if the program was ended meanwhile.
         """
-        has_tools = bool(callable_tools(self._request))
-        stops = self._request.sampling.stop_token_ids
-        answers = [Answer(i, has_tools=has_tools, stop_token_ids=stops) for i in range(len(self._streams))]
+        answers = [Answer(index, self._request) for index in range(self.n)]
         async with contextlib.aclosing(merged(self._streams)) as batches:
             async for index, batch in batches:
                 answer = answers[index]

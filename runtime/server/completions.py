@@ -1,0 +1,193 @@
+"""`POST /v1/completions`: going on from plain text or token ids, as it was before there was chat."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, TypeAlias
+
+from aiohttp import web
+from pydantic import Field
+
+from treadle.runtime.server.answers import json_answer
+from treadle.runtime.server.chat_requests import refused
+from treadle.runtime.server.completion_answers import Completion, CompletionAnswer
+from treadle.runtime.server.context import SERVER, Server
+from treadle.runtime.server.errors import invalid
+from treadle.runtime.server.identity import identify
+from treadle.runtime.server.limits import check_characters, read_json
+from treadle.runtime.server.requests import (
+    SamplingFields,
+    StreamOptions,
+    checked_max_tokens,
+    checked_n,
+    sampling_params,
+    validated,
+)
+from treadle.runtime.server.routes import Route
+from treadle.runtime.server.sse import EventStream
+from treadle.runtime.server.turn import Turn, TurnEvent, TurnRequest, run_turn
+
+DEFAULT_MAX_TOKENS = 16
+"""As OpenAI has it."""
+MAX_LOGPROBS = 20
+
+TokenIds: TypeAlias = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Prompts: TypeAlias = Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+
+
+class CompletionRequest(SamplingFields):
+    """One prompt or several, as text or as token ids, and how to go on with each.
+
+    With `return_token_ids`, which other servers know too, each choice has the ids that were generated.
+    """
+
+    model: str
+    prompt: str | TokenIds | Prompts
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    best_of: Annotated[int, Field(ge=1)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+    user: Annotated[str, Field(max_length=1024)] | None = None
+    suffix: Annotated[str, refused("this model goes on; it does not fill in")] | None = None
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    """Goes on with each prompt, all at once."""
+    server = request.app[SERVER]
+    body = await read_json(request, server.config)
+    given = validated(body, CompletionRequest)
+    wanted = turn_requests_of(server, given)
+    identity = identify(request.headers, body)
+    async with contextlib.AsyncExitStack() as stack:
+        turns = [
+            await stack.enter_async_context(run_turn(server, request["tenant"], identity, each)) for each in wanted
+        ]
+        request["program_id"] = turns[0].program.public_id
+        answer = CompletionAnswer(
+            server.tokenizer,
+            given.model,
+            [_echoed(server, each.prompt) if given.echo else "" for each in wanted for _ in range(each.n)],
+            with_logprobs=given.logprobs is not None,
+            with_usage=given.stream_options is not None and bool(given.stream_options.include_usage),
+        )
+        if given.stream:
+            return await _streamed(request, turns, answer)
+        async with contextlib.aclosing(_events(turns)) as events:
+            async for first, event in events:
+                answer.take(first, event)
+        return json_answer(answer.whole([turn.usage for turn in turns]))
+
+
+async def _streamed(request: web.Request, turns: Sequence[Turn], answer: CompletionAnswer) -> web.StreamResponse:
+    async with EventStream(request, request.app[SERVER].config) as stream:
+        for chunk in answer.first_chunks():
+            await stream.send(chunk)
+        async with contextlib.aclosing(_events(turns)) as events:
+            async for first, event in events:
+                await stream.send(answer.chunk(first, event))
+        if answer.with_usage:
+            await stream.send(answer.usage_chunk([turn.usage for turn in turns]))
+        await stream.done()
+    return stream.response
+
+
+def turn_requests_of(server: Server, given: CompletionRequest) -> list[TurnRequest]:
+    """A turn for each prompt. Raises `ApiError` for what the server cannot do."""
+    server.check_model(given.model)
+    prompts = _prompts(server, given.prompt)
+    n = checked_n(given.n, server)
+    if n * len(prompts) > server.engine.max_calls:
+        raise invalid(f"prompt: the engine holds at most {server.engine.max_calls} answers at once", "prompt")
+    if given.best_of is not None and given.best_of != n:
+        raise invalid("best_of: not supported: it must equal n", "best_of")
+    if given.echo and given.logprobs is not None:
+        raise invalid("logprobs: not supported with echo: prompts have none", "logprobs")
+    if given.stream_options is not None and not given.stream:
+        raise invalid("stream_options: they are for streams; set stream to true", "stream_options")
+    sampling = sampling_params(
+        given,
+        vocab_size=server.engine.vocab_size,
+        stop_token_ids=server.tokenizer.eos_token_ids if server.tokenizer is not None else (),
+        logprobs=given.logprobs,
+    )
+    max_tokens = checked_max_tokens(given.max_tokens or DEFAULT_MAX_TOKENS, server)
+    return [
+        TurnRequest(
+            prompt=prompt,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            with_token_ids=bool(given.return_token_ids),
+            n=n,
+            name="completion",
+        )
+        for prompt in prompts
+    ]
+
+
+def _prompts(server: Server, given: str | list[int] | list[str] | list[list[int]]) -> list[str | tuple[int, ...]]:
+    """Each prompt: text, or token ids of the model."""
+    check_characters(given, server.config, "prompt")
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given[0], int):
+        given = [given]
+    prompts = [each if isinstance(each, str) else tuple(each) for each in given]
+    for prompt in prompts:
+        if isinstance(prompt, tuple) and max(prompt) >= server.engine.vocab_size:
+            raise invalid(f"prompt: token ids lie in 0 .. {server.engine.vocab_size - 1}", "prompt")
+    return prompts
+
+
+def _echoed(server: Server, prompt: str | tuple[int, ...] | None) -> str:
+    if isinstance(prompt, tuple):
+        return server.tokenizer.decode(prompt) if server.tokenizer is not None else ""
+    return prompt or ""
+
+
+async def _events(turns: Sequence[Turn]) -> AsyncGenerator[tuple[int, TurnEvent], None]:
+    """The events of several turns as they come, each with the place of its turn's first answer."""
+    queue: asyncio.Queue[tuple[int, TurnEvent] | Exception | None] = asyncio.Queue()
+
+    async def pump(first: int, turn: Turn) -> None:
+        try:
+            async for event in turn.events():
+                queue.put_nowait((first, event))
+        except Exception as error:
+            queue.put_nowait(error)
+        queue.put_nowait(None)
+
+    firsts = [sum(turn.n for turn in turns[:place]) for place in range(len(turns))]
+    tasks = [asyncio.create_task(pump(first, turn)) for first, turn in zip(firsts, turns, strict=True)]
+    try:
+        left = len(tasks)
+        while left:
+            event = await queue.get()
+            if isinstance(event, Exception):
+                raise event
+            if event is None:
+                left -= 1
+            else:
+                yield event
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/v1/completions",
+        completions,
+        "Go on with plain text",
+        body=CompletionRequest,
+        answer=Completion,
+        streams=True,
+    ),
+)
