@@ -126,6 +126,7 @@ async def serving(config: ServerConfig, engine: OpenEngine, tokenizer: Tokenizer
         )
         tasks = [
             asyncio.create_task(programs.expire(), name="treadle-expiry"),
+            asyncio.create_task(programs.relay_decisions(), name="treadle-relay"),
             asyncio.create_task(
                 monitor(session, metrics, admission, engine.info.page_bytes, engine.num_restarts),
                 name="treadle-monitor",
