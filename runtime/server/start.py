@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from treadle.runtime.config import cache_dir
 from treadle.runtime.engine.client import EngineClient, ThreadedEngine
@@ -26,6 +25,8 @@ from treadle.runtime.server.monitor import monitor
 from treadle.runtime.server.programs import Programs
 from treadle.runtime.server.prompts import ChatEncoder
 from treadle.runtime.server.tenants import Tenants
+from treadle.runtime.server.tracing import Tracing
+from treadle.runtime.server.watchers import ProgramFigures
 from treadle.runtime.text.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -99,8 +100,9 @@ async def running(engine: Engine) -> AsyncIterator[OpenEngine]:
 async def serving(config: ServerConfig, engine: OpenEngine, tokenizer: Tokenizer | None) -> AsyncIterator[Server]:
     """A server on an engine, ready for requests. Leaving the scope ends its programs.
 
-    Raises `InvalidRequestError` for a file of keys that is faulty.
+    Raises `InvalidRequestError` for a file of keys that is faulty, and for spans that cannot be written.
     """
+    tracing = Tracing(config.otlp_endpoint, config.model)
     tenants, metrics, feed, admission = Tenants(config.keys), Metrics(), Feed(), Admission(config)
     metrics.watch_requests(lambda: admission.num_waiting, lambda: admission.num_requests)
     async with Session(engine.client) as session:
@@ -108,9 +110,10 @@ async def serving(config: ServerConfig, engine: OpenEngine, tokenizer: Tokenizer
             session,
             max_programs=config.max_programs,
             idle_s=config.program_idle_s,
-            watchers=[feed.publish, partial(_measure, metrics)],
+            watchers=[feed.publish, ProgramFigures(metrics, tracing)],
             admit=admission.admit_program,
         )
+        metrics.watch_programs(programs.states)
         server = Server(
             config=config,
             session=session,
@@ -122,6 +125,7 @@ async def serving(config: ServerConfig, engine: OpenEngine, tokenizer: Tokenizer
             programs=programs,
             feed=feed,
             metrics=metrics,
+            tracing=tracing,
             is_engine_there=engine.is_there,
         )
         tasks = [
@@ -139,14 +143,7 @@ async def serving(config: ServerConfig, engine: OpenEngine, tokenizer: Tokenizer
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await programs.close()
-
-
-def _measure(metrics: Metrics, tenant: str, kind: str, data: Mapping[str, Any]) -> None:
-    """A watcher of programs."""
-    if kind == "tool.ended":
-        metrics.tool_ended(data["seconds"])
-    elif kind == "program.ended" and data["account"] is not None:
-        metrics.program_ended(data["account"]["duration_s"])
+            await asyncio.to_thread(tracing.close)
 
 
 def tokenizer_of(model: str) -> Tokenizer | None:
