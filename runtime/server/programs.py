@@ -18,28 +18,22 @@ import contextlib
 import itertools
 import secrets
 import time
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from treadle.runtime.engine.session import Session
 from treadle.runtime.errors import TreadleError
 from treadle.runtime.executor.account import Account
-from treadle.runtime.server.conversations import EMPTY, Digest, Message, RecordedIds, digests, extended
+from treadle.runtime.server.conversations import EMPTY, Message, RecordedIds, digests, extended
 from treadle.runtime.server.errors import ApiError
 from treadle.runtime.server.identity import Identity
 from treadle.runtime.server.program import End, LiveProgram, NodeKind, ProgramNode, TurnNode
 from treadle.runtime.server.program_report import without_others
+from treadle.runtime.server.roll import Roll
 from treadle.runtime.server.tenants import Tenant
 from treadle.scheduler import DUE_S, DeclareNode, OpenProgram, Resume, Wait
 
-MAX_NODES = 4096
-MAX_TENANT_NODES = 65_536
-MAX_ENDS = 256
 MAX_OVER_TOOLS = 1024
-MAX_ENDED = 512
-MAX_ENDED_NODES = 65_536
-FULL_RETRY_S = 5.0
 
 Watcher: TypeAlias = Callable[[str, str, Mapping[str, Any]], None]
 """Called with the name of a tenant, what happened, and to what: `Feed.publish` is one."""
@@ -71,17 +65,10 @@ class Programs:
         self._admit = admit
         self.recorded = RecordedIds()
         self._session = session
-        self._max_programs = max_programs
         self._idle_s = idle_s
         self._clock = clock
-        self._live: OrderedDict[tuple[str, str], LiveProgram] = OrderedDict()
-        self._by_id: dict[str, LiveProgram] = {}
-        self._by_tenant: dict[str, OrderedDict[str, LiveProgram]] = {}
-        self._by_end: dict[tuple[str, Digest], LiveProgram] = {}
-        self._ended: OrderedDict[tuple[str, str], LiveProgram] = OrderedDict()
-        self._num_nodes: Counter[str] = Counter()
+        self._roll = Roll(max_programs)
         self._ids = itertools.count(1)
-        self._num_ended_nodes = 0
         self._endings: set[asyncio.Task[None]] = set()
 
     @property
@@ -96,10 +83,10 @@ class Programs:
         one. Raises `ApiError` 429 if the tenant may have no more."""
         program = self.find(tenant, identity.program_id) if identity.program_id is not None else None
         if program is None and messages and (identity.program_id is None or identity.is_weak):
-            program = self._continued(tenant, messages)
+            program = self._roll.find_continued(tenant, messages)
         if program is None:
             program = self.open(tenant, identity)
-        self._use(program)
+        self._roll.use(program, self.now)
         if identity.step is not None:
             program.step = identity.step
         return program
@@ -110,14 +97,13 @@ class Programs:
         Raises `ApiError` 429 if the tenant may have no more, and what `admit` raises.
         """
         self._admit(tenant)
-        self._make_room(tenant)
-        public_id = identity.program_id or f"prog_{secrets.token_hex(12)}"
-        key = tenant.name, public_id
-        assert key not in self._live, f"program {public_id!r} is open already"
+        victim = self._roll.victim(tenant)
+        if victim is not None:
+            self.end_soon(victim, "made room")
         priority = identity.priority if tenant.is_admin else min(0, identity.priority)
         program = LiveProgram(
             id=f"program-{next(self._ids)}-{secrets.token_hex(4)}",
-            public_id=public_id,
+            public_id=identity.program_id or f"prog_{secrets.token_hex(12)}",
             tenant=tenant,
             source=identity.source,
             kind=identity.kind or "",
@@ -131,64 +117,31 @@ class Programs:
         kind = f"{tenant.name}/{program.kind}" if tenant.name else program.kind
         due_s = DUE_S if identity.due_s is None else identity.due_s
         self._session.send(OpenProgram(program.id, kind, tenant.name, priority, due_s))
-        self._live[key] = self._by_id[program.id] = program
-        self._by_tenant.setdefault(tenant.name, OrderedDict())[public_id] = program
-        before = self._ended.pop(key, None)
-        if before is not None:
-            self._num_ended_nodes -= len(before.nodes)
+        self._roll.add(program)
         self.tell(program, "program.opened", {"source": program.source, "kind": program.kind, "parent": program.parent})
         return program
 
     def find(self, tenant: Tenant, public_id: str) -> LiveProgram | None:
         """The tenant's live program of that id."""
-        return self._live.get((tenant.name, public_id))
+        return self._roll.find(tenant, public_id)
 
     def find_ended(self, tenant: Tenant, public_id: str) -> LiveProgram | None:
         """The tenant's program of that id that has ended, if that was not long ago."""
-        return self._ended.get((tenant.name, public_id))
+        return self._roll.find_ended(tenant, public_id)
 
     def live(self, tenant: Tenant) -> Iterator[LiveProgram]:
         """The tenant's programs; those of which nothing was heard for longest come first."""
-        return iter(tuple(self._by_tenant.get(tenant.name, {}).values()))
+        return self._roll.of(tenant)
 
     def states(self) -> Mapping[str, int]:
         """How many live programs of all tenants are in each state."""
         counts = dict.fromkeys(("running", "tool", "person", "idle"), 0)
-        for program in self._live.values():
+        for program in self._roll:
             counts[program.state] += 1
         return counts
 
     def __len__(self) -> int:
-        return len(self._live)
-
-    def _continued(self, tenant: Tenant, messages: Sequence[Message]) -> LiveProgram | None:
-        """The program whose conversation the messages continue: of several, the one that they follow furthest."""
-        found = None
-        for digest in digests(messages or ()):
-            found = self._by_end.get((tenant.name, digest), found)
-        return found
-
-    def _use(self, program: LiveProgram) -> None:
-        program.last_used = self.now
-        self._live.move_to_end((program.tenant.name, program.public_id))
-        self._by_tenant[program.tenant.name].move_to_end(program.public_id)
-
-    def _make_room(self, tenant: Tenant) -> None:
-        own = self._by_tenant.get(tenant.name, OrderedDict())
-        if tenant.max_programs is not None and len(own) >= tenant.max_programs:
-            self._evict(own, f"this key may have {tenant.max_programs} programs at once, and all of them run")
-        elif len(self._live) >= self._max_programs:
-            most = max(self._by_tenant.values(), key=len)
-            self._evict(own if len(own) >= len(most) else most, "the server is full of programs that run")
-
-    def _evict(self, programs: Mapping[str, LiveProgram], refusal: str) -> None:
-        """Ends the program that is idle for longest; one that was opened on purpose, or waits for tools, at last."""
-        idle = [program for program in programs.values() if not program.num_active]
-        if not idle:
-            text = f"{refusal}; end one, or try again later"
-            raise ApiError(429, text, type="rate_limit_error", code="too_many_programs", retry_after=FULL_RETRY_S)
-        # Whoever comes first is idle for longest.
-        self.end_soon(min(idle, key=lambda program: (program.source == "api", bool(program.tools))), "made room")
+        return len(self._roll)
 
     # Turns
 
@@ -210,7 +163,7 @@ class Programs:
         node = self.begin_node(program, "llm", identity.step or program.step or name, inputs, extends=extends)
         program.num_active += 1
         program.num_turns += 1
-        self._use(program)
+        self._roll.use(program, self.now)
         self.tell(program, "turn.started", {"node": node.id if node is not None else None, "name": name})
         return TurnNode(
             program,
@@ -238,7 +191,7 @@ class Programs:
             person = self.begin_node(program, "person", "person", inputs)
             if person is not None:
                 end.waits.append(person)
-        self._remember_end(program, extended(node.so_far, message), end)
+        self._roll.add_end(program, extended(node.so_far, message), end)
         self.tell(program, "turn.finished", {"node": node.node_id, "reason": finish_reason, "tokens": len(token_ids)})
 
     def leave_turn(self, node: TurnNode, *, failed: bool = False) -> None:
@@ -252,7 +205,7 @@ class Programs:
             turn.ended, turn.state = self.now, "failed" if failed else "done"
         if program.ended is not None:
             return
-        self._use(program)
+        self._roll.use(program, self.now)
         if failed:
             self.tell(program, "turn.failed", {"node": node.node_id})
         if node.is_final and not program.num_active:
@@ -267,18 +220,6 @@ class Programs:
                     self.end_node(program, wait)
         waited = tuple(wait.id for wait in end.waits)
         return waited or ((end.node_id,) if end.node_id is not None else ())
-
-    def _remember_end(self, program: LiveProgram, digest: Digest, end: End) -> None:
-        program.ends[digest] = end
-        program.ends.move_to_end(digest)
-        self._by_end[program.tenant.name, digest] = program
-        if len(program.ends) > MAX_ENDS:
-            self._forget_end(program, program.ends.popitem(last=False)[0])
-
-    def _forget_end(self, program: LiveProgram, digest: Digest) -> None:
-        key = program.tenant.name, digest
-        if self._by_end.get(key) is program:
-            del self._by_end[key]
 
     # Nodes
 
@@ -311,16 +252,14 @@ class Programs:
         typical_s: float | None = None,
     ) -> ProgramNode | None:
         """Adds a node to the program's graph, here and in the scheduler, which waits for what is outside of it."""
-        tenant = program.tenant.name
-        if len(program.nodes) >= MAX_NODES or self._num_nodes[tenant] >= MAX_TENANT_NODES:
+        if not self._roll.has_room_for_nodes(program):
             return None
         node = ProgramNode(f"{kind}-{len(program.nodes) + 1}", kind, name, tuple(inputs), self.now, extends, call_id)
         self._session.send(
             DeclareNode(program.id, node.id, kind, name, node.inputs, extends, typical_s=typical_s),
             *([] if kind == "llm" else [Wait(program.id, node.id)]),
         )
-        program.nodes[node.id] = node
-        self._num_nodes[tenant] += 1
+        self._roll.add_node(program, node)
         return node
 
     def end_node(self, program: LiveProgram, node: ProgramNode, *, failed: bool = False) -> None:
@@ -357,21 +296,9 @@ class Programs:
             task.add_done_callback(self._endings.discard)
 
     def _take_out(self, program: LiveProgram, reason: str) -> None:
-        tenant, public_id = program.tenant.name, program.public_id
         program.ended, program.end_reason = self.now, reason
-        del self._live[tenant, public_id], self._by_id[program.id], self._by_tenant[tenant][public_id]
-        if not self._by_tenant[tenant]:
-            del self._by_tenant[tenant]
-        for digest in program.ends:
-            self._forget_end(program, digest)
-        program.ends.clear()
-        program.tools.clear()
+        self._roll.remove(program)
         self.recorded.forget(program.id)
-        self._num_nodes[tenant] -= len(program.nodes)
-        self._ended[tenant, public_id] = program
-        self._num_ended_nodes += len(program.nodes)
-        while len(self._ended) > MAX_ENDED or self._num_ended_nodes > MAX_ENDED_NODES:
-            self._num_ended_nodes -= len(self._ended.popitem(last=False)[1].nodes)
 
     async def _close_account(self, program: LiveProgram) -> None:
         with contextlib.suppress(TreadleError):  # there may be no engine left
@@ -385,7 +312,7 @@ class Programs:
         """Ends programs that nothing was heard of for too long, for ever. For a task of the server's."""
         while True:
             await asyncio.sleep(min(1.0, self._idle_s / 4))
-            for program in tuple(self._live.values()):
+            for program in self._roll:
                 if self.now - program.last_used < self._idle_s:
                     break
                 if not program.num_active:
@@ -394,7 +321,7 @@ class Programs:
     async def relay_decisions(self) -> None:
         """Tells what the scheduler decides of programs, while there is an engine. For a task of the server's."""
         async for decision in self._session.decisions():
-            program = self._by_id.get(decision.program_id)
+            program = self._roll.find_by_scheduler_id(decision.program_id)
             if program is not None:
                 reason = without_others(decision.reason, {decision.subject})
                 subject = None if decision.subject == program.id else decision.subject
@@ -402,7 +329,7 @@ class Programs:
 
     async def close(self) -> None:
         """Ends all programs."""
-        for program in tuple(self._live.values()):
+        for program in self._roll:
             self.end_soon(program, "the server ends")
         await asyncio.gather(*self._endings, return_exceptions=True)
 

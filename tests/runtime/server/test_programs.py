@@ -14,7 +14,7 @@ from treadle.runtime.engine.build import build_engine
 from treadle.runtime.engine.client import ThreadedEngine
 from treadle.runtime.engine.config import EngineConfig
 from treadle.runtime.engine.session import Session
-from treadle.runtime.server import programs as programs_module
+from treadle.runtime.server import roll
 from treadle.runtime.server.errors import ApiError
 from treadle.runtime.server.identity import Identity
 from treadle.runtime.server.programs import Programs
@@ -205,7 +205,7 @@ class TestGraph:
         assert [node.name for node in program.nodes.values() if node.kind == "llm"] == ["plan", "plan"]
 
     async def test_a_program_without_room_goes_on_without_nodes(self, bench, monkeypatch):
-        monkeypatch.setattr(programs_module, "MAX_NODES", 3)
+        monkeypatch.setattr(roll, "MAX_NODES", 3)
         program, answer = await bench.turn([said("a")], tool_calls=[("c1", "t"), ("c2", "t"), ("c3", "t")])
         assert len(program.nodes) == 3
         same, _ = await bench.turn([said("a"), answer, *map(result, ("c1", "c2", "c3"))])
