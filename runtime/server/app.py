@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from treadle.runtime.server import chat, completions, feed_api, models, openapi, programs_api
+from treadle.runtime.server import chat, completions, feed_api, metrics_api, models, openapi, programs_api
 from treadle.runtime.server.context import SERVER, Server
 from treadle.runtime.server.middlewares import MIDDLEWARES, ROUTES_BY_HANDLER, add_headers
 from treadle.runtime.server.responses import handlers as responses
@@ -22,6 +22,7 @@ ROUTES: tuple[Route, ...] = (
     *programs_api.ROUTES,
     *feed_api.ROUTES,
     *models.ROUTES,
+    *metrics_api.ROUTES,
 )
 DRAIN_STEP_S = 0.05
 LINGER_S = 1.0

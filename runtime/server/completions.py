@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, TypeAlias
@@ -17,6 +16,7 @@ from treadle.runtime.server.context import SERVER, Server
 from treadle.runtime.server.errors import invalid
 from treadle.runtime.server.identity import identify
 from treadle.runtime.server.limits import check_characters, read_json
+from treadle.runtime.server.merge import merged
 from treadle.runtime.server.requests import (
     SamplingFields,
     StreamOptions,
@@ -152,32 +152,9 @@ def _echoed(server: Server, prompt: str | tuple[int, ...] | None) -> str:
 
 async def _events(turns: Sequence[Turn]) -> AsyncGenerator[tuple[int, TurnEvent], None]:
     """The events of several turns as they come, each with the place of its turn's first answer."""
-    queue: asyncio.Queue[tuple[int, TurnEvent] | Exception | None] = asyncio.Queue()
-
-    async def pump(first: int, turn: Turn) -> None:
-        try:
-            async for event in turn.events():
-                queue.put_nowait((first, event))
-        except Exception as error:
-            queue.put_nowait(error)
-        queue.put_nowait(None)
-
-    firsts = [sum(turn.n for turn in turns[:place]) for place in range(len(turns))]
-    tasks = [asyncio.create_task(pump(first, turn)) for first, turn in zip(firsts, turns, strict=True)]
-    try:
-        left = len(tasks)
-        while left:
-            event = await queue.get()
-            if isinstance(event, Exception):
-                raise event
-            if event is None:
-                left -= 1
-            else:
-                yield event
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async with contextlib.aclosing(merged([turn.events() for turn in turns])) as events:
+        async for place, event in events:
+            yield sum(turn.n for turn in turns[:place]), event
 
 
 ROUTES = (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from treadle.runtime.server.programs import Programs
     from treadle.runtime.server.prompts import ChatEncoder
     from treadle.runtime.server.tenants import Tenants
+    from treadle.runtime.server.tracing import Tracing
     from treadle.runtime.text.tokenizer import Tokenizer
 
 
@@ -45,6 +47,7 @@ class Server:
     programs: Programs
     feed: Feed
     metrics: Metrics
+    tracing: Tracing
     is_engine_there: Callable[[], bool]
     draining: bool = False
     created_at: int = field(default_factory=lambda: int(time.time()))
@@ -67,4 +70,6 @@ class Server:
         return self.tokenizer, self.encoder
 
 
+request_headers: ContextVar[Mapping[str, str]] = ContextVar("request_headers", default={})  # noqa: B039
+"""Of the request that this task works on."""
 SERVER: web.AppKey[Server] = web.AppKey("server", Server)

@@ -103,7 +103,7 @@ def api_error_of_body(error: ValidationError, body: Any) -> ApiError:
     Where a field may be of several types, each adds its own complaint. The deepest says most.
     """
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    named = [(_path(item["loc"], body), item) for item in found]
+    named = [(_path(item["loc"], body, is_missing=item["type"] == "missing"), item) for item in found]
     path, item = max(named, key=lambda entry: len(entry[0]))
     param = _written(path)
     code = "missing_required_parameter" if item["type"] == "missing" else None
@@ -115,8 +115,9 @@ def _sentence(item: ErrorDetails) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _path(location: tuple[int | str, ...], body: Any) -> tuple[int | str, ...]:
-    """The steps of a location that lead through the body, without pydantic's own names for the types it tried."""
+def _path(location: tuple[int | str, ...], body: Any, *, is_missing: bool) -> tuple[int | str, ...]:
+    """The steps of a location that lead through the body, and what is missing at its end, without pydantic's own names
+    for the types it tried."""
     path: list[int | str] = []
     place = body
     for step in location:
@@ -125,7 +126,7 @@ def _path(location: tuple[int | str, ...], body: Any) -> tuple[int | str, ...]:
         ):
             path.append(step)
             place = place[step]  # type: ignore[index]
-    if location and isinstance(place, Mapping) and (not path or path[-1] != location[-1]):
+    if is_missing:
         path.append(location[-1])
     return tuple(path)
 

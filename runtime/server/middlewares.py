@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from treadle.runtime.server.answers import error_answer
-from treadle.runtime.server.context import SERVER
+from treadle.runtime.server.context import SERVER, request_headers
 from treadle.runtime.server.errors import ApiError, ErrorType, api_error_of
 from treadle.runtime.server.logs import log_request, new_request_id, request_id
 from treadle.runtime.server.origins import check_origin, cors_headers
@@ -24,7 +24,7 @@ async def observed(request: web.Request, handler: Handler) -> web.StreamResponse
     """Names the request, and counts and logs how it was answered."""
     begun, status = time.monotonic(), 499  # what nginx calls a client that did not wait
     request["request_id"] = new_request_id(request.headers.get("x-request-id"))
-    token = request_id.set(request["request_id"])
+    tokens = request_id.set(request["request_id"]), request_headers.set(request.headers)
     try:
         response = await handler(request)
         status = response.status
@@ -34,7 +34,8 @@ async def observed(request: web.Request, handler: Handler) -> web.StreamResponse
         tenant = request["tenant"].name if "tenant" in request else ""
         request.app[SERVER].metrics.answered(request.method, endpoint, status, seconds)
         log_request(request.method, endpoint, status, seconds, tenant)
-        request_id.reset(token)
+        request_id.reset(tokens[0])
+        request_headers.reset(tokens[1])
 
 
 @web.middleware

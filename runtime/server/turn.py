@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,14 +13,17 @@ from typing import Any, Literal, TypeAlias
 from treadle.grammar import Constraint, ToolSpec
 from treadle.runtime.engine.session import CallStream
 from treadle.runtime.server.admission import Ticket
-from treadle.runtime.server.context import Server
+from treadle.runtime.server.context import Server, request_headers
 from treadle.runtime.server.errors import ApiError, invalid
 from treadle.runtime.server.identity import Identity
-from treadle.runtime.server.metrics import Metrics
+from treadle.runtime.server.merge import merged
+from treadle.runtime.server.pace import Pace
 from treadle.runtime.server.program import LiveProgram, TurnNode
 from treadle.runtime.server.tenants import Tenant
 from treadle.runtime.server.tool_pieces import ArgumentPiece, CallBegun, ContentPiece, Piece, ToolPieces
+from treadle.runtime.server.tracing import TurnFacts
 from treadle.runtime.server.turn_constraint import callable_tools, prepared_constraint
+from treadle.runtime.server.watchers import last, traced_id
 from treadle.scheduler import CallFinished, SamplingParams, SubmitCall, TokenLogprob, TokensOut
 
 MAX_INLINE_CHARACTERS = 20_000
@@ -219,8 +221,9 @@ class Turn:
         self._node = node
         self._request = request
         self._ticket = ticket
-        self._pace = _Pace(server.metrics)
+        self._pace = Pace(server.metrics)
         self._streams: list[CallStream] = []
+        self._reasons: list[TurnReason] = []
 
     @property
     def n(self) -> int:
@@ -255,7 +258,7 @@ class Turn:
         Raises `TreadleError` if a call fails, and `ApiError` 409 if the program was ended meanwhile.
         """
         answers = [Answer(index, self._request) for index in range(self.n)]
-        async with contextlib.aclosing(merged(self._streams)) as batches:
+        async with contextlib.aclosing(merged([whole(stream) for stream in self._streams])) as batches:
             async for index, batch in batches:
                 answer = answers[index]
                 if isinstance(batch, TokensOut):
@@ -275,6 +278,21 @@ class Turn:
         for stream in self._streams:
             stream.abort()
 
+    def trace(self, failure: str) -> None:
+        """Writes the turn's span, when it is over. `failure` names what went wrong."""
+        program, pace = self.program, self._pace
+        facts = TurnFacts(
+            program_id=traced_id(program.tenant.name, program.public_id),
+            headers=request_headers.get(),
+            prompt_tokens=self.usage.prompt,
+            cached_tokens=self.usage.cached,
+            generated_tokens=self.usage.completion,
+            finish_reasons=self._reasons,
+            first_token_s=pace.first_token_s,
+            error=failure,
+        )
+        self._server.tracing.turn_ended(facts, last(pace.elapsed_s))
+
     @property
     def is_complete(self) -> bool:
         """Whether every answer has come to its end."""
@@ -289,6 +307,7 @@ class Turn:
         self._ticket.charge(used.decoded + (before.prompt if is_first else 0))
         self._server.metrics.call_ended(used, continues=self._node.extends is not None)
         reason = answer.reason(finished)
+        self._reasons.append(reason)
         self._server.programs.end_turn(
             self._node,
             call_id=finished.call_id,
@@ -297,24 +316,6 @@ class Turn:
             finish_reason=reason,
         )
         return TurnFinished(answer.index, reason, self.usage)
-
-
-class _Pace:
-    """Measures how long answers let their reader wait: for the first token of all, and for each one after another."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._begun = time.monotonic()
-        self._last: dict[int, float] = {}
-
-    def tokens(self, index: int) -> None:
-        """An answer has more tokens."""
-        now = time.monotonic()
-        if not self._last:
-            self._metrics.first_token(now - self._begun)
-        if index in self._last:
-            self._metrics.next_token(now - self._last[index])
-        self._last[index] = now
 
 
 @contextlib.asynccontextmanager
@@ -329,12 +330,16 @@ async def run_turn(server: Server, tenant: Tenant, identity: Identity, request: 
         constraint = await prepared_constraint(server.session, request)
         program = await server.programs.enter(tenant, identity, request.messages)
         node = server.programs.begin_turn(program, identity, request.messages, request.name)
-        turn = Turn(server, node, request, ticket)
+        turn, failure = Turn(server, node, request, ticket), ""
         try:
             turn.submit(await encoded(server, request, program), constraint)
             yield turn
+        except BaseException as error:
+            failure = type(error).__name__
+            raise
         finally:
             turn.abort()
+            turn.trace(failure)
             server.programs.leave_turn(node, failed=not turn.is_complete)
 
 
@@ -350,6 +355,8 @@ async def encoded(server: Server, request: TurnRequest, program: LiveProgram) ->
             messages, param = request.messages or (), "messages"
             encode = partial(encoder.encode, messages, request.tools, partial(server.programs.recorded.get, program.id))
         token_ids = await asyncio.to_thread(encode) if request.num_characters > MAX_INLINE_CHARACTERS else encode()
+    if not token_ids:
+        raise invalid(f"{param}: there is nothing to go on from", param)
     max_context = server.engine.max_context
     if len(token_ids) >= max_context:
         text = f"{param}: these are {len(token_ids)} tokens; the context holds {max_context}, with one to generate"
@@ -357,34 +364,9 @@ async def encoded(server: Server, request: TurnRequest, program: LiveProgram) ->
     return token_ids
 
 
-async def merged(streams: Sequence[CallStream]) -> AsyncGenerator[tuple[int, TokensOut | CallFinished], None]:
-    """The events of several calls as they come, each with its call's place. Raises as soon as one of them fails."""
-    if len(streams) == 1:
-        async for tokens in streams[0]:
-            yield 0, tokens
-        assert streams[0].finished is not None
-        yield 0, streams[0].finished
-        return
-    queue: asyncio.Queue[tuple[int, TokensOut | CallFinished | BaseException]] = asyncio.Queue()
-
-    async def pump(index: int, stream: CallStream) -> None:
-        try:
-            async for tokens in stream:
-                queue.put_nowait((index, tokens))
-            assert stream.finished is not None
-            queue.put_nowait((index, stream.finished))
-        except Exception as error:
-            queue.put_nowait((index, error))
-
-    tasks = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
-    try:
-        left = len(streams)
-        while left:
-            index, event = await queue.get()
-            if isinstance(event, BaseException):
-                raise event
-            left -= isinstance(event, CallFinished)
-            yield index, event
-    finally:
-        for task in tasks:
-            task.cancel()
+async def whole(stream: CallStream) -> AsyncGenerator[TokensOut | CallFinished, None]:
+    """What a call generates, and its end."""
+    async for tokens in stream:
+        yield tokens
+    assert stream.finished is not None
+    yield stream.finished
