@@ -10,7 +10,7 @@ from importlib.metadata import version
 from types import FrameType
 from typing import NoReturn
 
-from treadle.runtime.cli import chat, demo, doctor, generate, key, models, run, serve, simulate
+from treadle.runtime.cli import chat, demo, doctor, explain, generate, key, models, ps, run, serve, simulate, top
 from treadle.runtime.cli.console import accept_any_text
 from treadle.runtime.errors import TreadleError
 
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="treadle", description="Runs language models on this machine.")
     parser.add_argument("--version", action="version", version=f"treadle {version('treadle')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (serve, chat, generate, run, demo, simulate, models, key, doctor):
+    for command in (serve, ps, top, explain, chat, generate, run, demo, simulate, models, key, doctor):
         command.add_command(commands)
     return parser
 
