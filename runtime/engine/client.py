@@ -8,11 +8,13 @@ import queue
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from treadle.runtime.engine.engine import Engine
 from treadle.runtime.errors import EngineClosedError
 from treadle.scheduler import Command, Event, Prepare
+
+if TYPE_CHECKING:
+    from treadle.runtime.engine.engine import Engine
 
 
 class EngineClient(Protocol):

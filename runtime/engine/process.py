@@ -18,15 +18,17 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from treadle.runtime.engine.client import EngineThread
 from treadle.runtime.engine.config import EngineConfig
-from treadle.runtime.engine.engine import Engine
 from treadle.runtime.engine.wire import LENGTH_BYTES, Failed, Load, Message, decode, framed
 from treadle.runtime.errors import TreadleError
 from treadle.scheduler import Command, Event
 from treadle.scheduler.config import Costs
+
+if TYPE_CHECKING:
+    from treadle.runtime.engine.engine import Engine
 
 CLOSE_S = 5.0
 """How long the step may take that the engine is in when it is to end."""

@@ -97,7 +97,7 @@ class EngineProcess:
     def send(self, commands: Sequence[Command]) -> None:
         """Hands over commands, in order; for the event loop's thread only. Raises `EngineClosedError` if it is gone."""
         if self._task.done() or self._closing:
-            raise self._failure or EngineClosedError("the engine is closed; open a new one")
+            raise self._gone() or EngineClosedError("the engine is closed; open a new one")
         try:
             data = framed(commands)
         except ValueError as error:
@@ -118,8 +118,13 @@ class EngineProcess:
         while (batch := await self._outbox.get()) is not None:
             yield batch
         self._outbox.put_nowait(None)
-        if self._failure is not None:
-            raise self._failure
+        if (error := self._gone()) is not None:
+            raise error
+
+    def _gone(self) -> EngineClosedError | None:
+        """Why there is no engine any more, for those who can do nothing about it."""
+        error = self._failure
+        return EngineClosedError(f"the engine is gone: {error}") if error is not None else None
 
     async def close(self) -> None:
         """Ends the process after the step that it is in. Calls that have not ended get no further event."""
@@ -159,18 +164,24 @@ class EngineProcess:
 
     async def _live(self) -> tuple[bool, TreadleError]:
         """The life of one process. Returns whether it was ever ready, and what it died of."""
-        process, reader, writer = await self._spawn()
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours, limit=READ_AHEAD)
         try:
-            writer.write(framed([self._load]))
-            failed = await self._converse(reader, writer)
-            was_ready, self._writer = self._writer is not None, None
-            await _reap(process)
+            with theirs:
+                process = self._process = await _spawn(theirs)
+            try:
+                writer.write(framed([self._load]))
+                failed = await self._converse(reader, writer)
+                was_ready, self._writer = self._writer is not None, None
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(process.wait(), CLOSE_S)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
         finally:
             self._writer = None
             writer.close()
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
         return was_ready, _error_of(failed) if failed is not None else _death(process)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Failed | None:
@@ -189,25 +200,6 @@ class EngineProcess:
                     self._outbox.put_nowait(tuple(events))
         return None
 
-    async def _spawn(self) -> tuple[Process, asyncio.StreamReader, asyncio.StreamWriter]:
-        ours, theirs = socket.socketpair()
-        with contextlib.ExitStack() as failed, theirs:
-            failed.callback(ours.close)
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "treadle.runtime.engine.process",
-                str(theirs.fileno()),
-                stdin=DEVNULL,
-                stdout=DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # an interrupt of the owner's terminal is not for the engine
-            )
-            reader, writer = await asyncio.open_connection(sock=ours, limit=READ_AHEAD)
-            failed.pop_all()
-        return self._process, reader, writer
-
 
 def open_engine_process(
     model: str | Path, config: EngineConfig | None = None, limit: Restarts | None = None
@@ -219,21 +211,27 @@ def open_engine_process(
     return EngineProcess(str(model), config or EngineConfig(), limit or Restarts())
 
 
+async def _spawn(theirs: socket.socket) -> Process:
+    """A process that has the other end of a connection."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-m",
+        "treadle.runtime.engine.process",
+        str(theirs.fileno()),
+        stdin=DEVNULL,
+        stdout=DEVNULL,
+        pass_fds=(theirs.fileno(),),
+        start_new_session=True,  # an interrupt of the owner's terminal is not for the engine
+    )
+
+
 async def _read(reader: asyncio.StreamReader) -> tuple[Message, ...] | None:
     try:
         length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
         return decode(await reader.readexactly(length))
     except (asyncio.IncompleteReadError, OSError):
         return None
-
-
-async def _reap(process: Process) -> None:
-    """Waits for a process that has closed its socket, and ends it if it does not."""
-    try:
-        await asyncio.wait_for(process.wait(), CLOSE_S)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
 
 
 def _plain(config: EngineConfig) -> dict[str, object]:
