@@ -9,7 +9,7 @@ from aiohttp import web
 from treadle.runtime.server.answers import json_answer
 from treadle.runtime.server.chat_answers import ChatAnswer, ChatCompletion
 from treadle.runtime.server.chat_requests import ChatRequest, answer_of, choice_of, message_of, specs_of
-from treadle.runtime.server.context import SERVER, Server
+from treadle.runtime.server.context import PROGRAM_ID, SERVER, TENANT, Server
 from treadle.runtime.server.errors import invalid
 from treadle.runtime.server.identity import identify
 from treadle.runtime.server.limits import check_conversation, read_json
@@ -25,8 +25,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     body = await read_json(request, server.config)
     given = validated(body, ChatRequest)
     wanted = turn_request_of(server, given)
-    async with run_turn(server, request["tenant"], identify(request.headers, body), wanted) as turn:
-        request["program_id"] = turn.program.public_id
+    async with run_turn(server, request[TENANT], identify(request.headers, body), wanted) as turn:
+        request[PROGRAM_ID] = turn.program.public_id
         answer = ChatAnswer(
             server.text_model()[0],
             {"created": int(time.time()), "model": given.model}

@@ -12,7 +12,7 @@ from pydantic import Field
 from treadle.runtime.server.answers import json_answer
 from treadle.runtime.server.chat_requests import refused
 from treadle.runtime.server.completion_answers import Completion, CompletionAnswer
-from treadle.runtime.server.context import SERVER, Server
+from treadle.runtime.server.context import PROGRAM_ID, SERVER, TENANT, Server
 from treadle.runtime.server.errors import invalid
 from treadle.runtime.server.identity import identify
 from treadle.runtime.server.limits import check_characters, read_json
@@ -65,10 +65,8 @@ async def completions(request: web.Request) -> web.StreamResponse:
     wanted = turn_requests_of(server, given)
     identity = identify(request.headers, body)
     async with contextlib.AsyncExitStack() as stack:
-        turns = [
-            await stack.enter_async_context(run_turn(server, request["tenant"], identity, each)) for each in wanted
-        ]
-        request["program_id"] = turns[0].program.public_id
+        turns = [await stack.enter_async_context(run_turn(server, request[TENANT], identity, each)) for each in wanted]
+        request[PROGRAM_ID] = turns[0].program.public_id
         answer = CompletionAnswer(
             server.tokenizer,
             given.model,

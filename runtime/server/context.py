@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from treadle.runtime.server.config import ServerConfig
 from treadle.runtime.server.errors import ApiError, not_found
+from treadle.runtime.server.tenants import Tenant, Tenants
 
 if TYPE_CHECKING:
     from treadle.runtime.engine.session import Session
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from treadle.runtime.server.metrics import Metrics
     from treadle.runtime.server.programs import Programs
     from treadle.runtime.server.prompts import ChatEncoder
-    from treadle.runtime.server.tenants import Tenants
     from treadle.runtime.server.tracing import Tracing
     from treadle.runtime.text.tokenizer import Tokenizer
 
@@ -70,6 +71,13 @@ class Server:
         return self.tokenizer, self.encoder
 
 
-request_headers: ContextVar[Mapping[str, str]] = ContextVar("request_headers", default={})  # noqa: B039
+request_headers: ContextVar[Mapping[str, str]] = ContextVar("request_headers", default=MappingProxyType({}))
 """Of the request that this task works on."""
 SERVER: web.AppKey[Server] = web.AppKey("server", Server)
+TENANT: web.RequestKey[Tenant] = web.RequestKey("tenant", Tenant)
+"""Whose request it is, where a key is needed."""
+REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+PROGRAM_ID: web.RequestKey[str] = web.RequestKey("program_id", str)
+"""By which the tenant knows the program that the request belongs to."""
+STREAMS: web.RequestKey[bool] = web.RequestKey("streams", bool)
+"""Set once an answer has begun: then no other can be given."""

@@ -6,7 +6,7 @@ import contextlib
 
 from aiohttp import web
 
-from treadle.runtime.server.context import SERVER
+from treadle.runtime.server.context import SERVER, TENANT
 from treadle.runtime.server.routes import Query, Route
 from treadle.runtime.server.sse import EventStream
 
@@ -16,7 +16,7 @@ async def watch_events(request: web.Request) -> web.StreamResponse:
     server = request.app[SERVER]
     last_id = request.headers.get("Last-Event-ID", request.query.get("last_event_id"))
     async with (
-        contextlib.aclosing(server.feed.read(request["tenant"].name, last_id)) as events,
+        contextlib.aclosing(server.feed.read(request[TENANT].name, last_id)) as events,
         EventStream(request, server.config) as stream,
     ):
         async for event in events:

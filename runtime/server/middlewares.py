@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from treadle.runtime.server.answers import error_answer
-from treadle.runtime.server.context import SERVER, request_headers
+from treadle.runtime.server.context import PROGRAM_ID, REQUEST_ID, SERVER, STREAMS, TENANT, request_headers
 from treadle.runtime.server.errors import ApiError, ErrorType, api_error_of
 from treadle.runtime.server.logs import log_request, new_request_id, request_id
 from treadle.runtime.server.origins import check_origin, cors_headers
@@ -23,15 +23,15 @@ _TYPES: dict[int, ErrorType] = {401: "authentication_error", 403: "permission_er
 async def observed(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Names the request, and counts and logs how it was answered."""
     begun, status = time.monotonic(), 499  # what nginx calls a client that did not wait
-    request["request_id"] = new_request_id(request.headers.get("x-request-id"))
-    tokens = request_id.set(request["request_id"]), request_headers.set(request.headers)
+    request[REQUEST_ID] = new_request_id(request.headers.get("x-request-id"))
+    tokens = request_id.set(request[REQUEST_ID]), request_headers.set(request.headers)
     try:
         response = await handler(request)
         status = response.status
         return response
     finally:
         seconds, endpoint = time.monotonic() - begun, _endpoint(request)
-        tenant = request["tenant"].name if "tenant" in request else ""
+        tenant = request[TENANT].name if TENANT in request else ""
         request.app[SERVER].metrics.answered(request.method, endpoint, status, seconds)
         log_request(request.method, endpoint, status, seconds, tenant)
         request_id.reset(tokens[0])
@@ -71,11 +71,11 @@ async def from_allowed_origin(request: web.Request, handler: Handler) -> web.Str
 
 @web.middleware
 async def authenticated(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Finds out whose request it is: `request["tenant"]`."""
+    """Finds out whose request it is: `request[TENANT]`."""
     route = request.app[ROUTES_BY_HANDLER].get(request.match_info.handler)
     if route is None or not route.is_public:
         tenant = request.app[SERVER].tenants.authenticate(request.headers.get("Authorization"))
-        request["tenant"] = tenant
+        request[TENANT] = tenant
         if route is not None and route.is_admin and not tenant.is_admin:
             raise ApiError(403, "this needs an admin's key", type="permission_error", code="admin_only")
     return await handler(request)
@@ -89,9 +89,9 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     """Headers of every answer. For `on_response_prepare`."""
     server = request.app[SERVER]
     response.headers["Server"] = "treadle"
-    response.headers["x-request-id"] = request["request_id"]
-    if "program_id" in request:
-        response.headers["x-treadle-program-id"] = request["program_id"]
+    response.headers["x-request-id"] = request[REQUEST_ID]
+    if PROGRAM_ID in request:
+        response.headers["x-treadle-program-id"] = request[PROGRAM_ID]
     response.headers.update(cors_headers(request.headers, server.config))
 
 
@@ -102,7 +102,7 @@ def _endpoint(request: web.Request) -> str:
 
 
 def _has_begun(request: web.Request) -> bool:
-    return "streams" in request
+    return STREAMS in request
 
 
 def _said(request: web.Request, error: web.HTTPException) -> str:

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from treadle.runtime.errors import TreadleError
 from treadle.runtime.server.answers import json_answer
-from treadle.runtime.server.context import SERVER
+from treadle.runtime.server.context import PROGRAM_ID, SERVER, TENANT
 from treadle.runtime.server.errors import ApiError, invalid, not_found
 from treadle.runtime.server.graph_view import to_json, to_mermaid, to_svg
 from treadle.runtime.server.identity import (
@@ -180,7 +180,7 @@ class ProgramGraph(TypedDict):
 
 async def begin_program(request: web.Request) -> web.StreamResponse:
     """Begins a program."""
-    server, tenant = request.app[SERVER], request["tenant"]
+    server, tenant = request.app[SERVER], request[TENANT]
     given = validated(await read_json(request, server.config), NewProgram)
     public_id = checked_id(given.id, "id") if given.id is not None else None
     if public_id is not None and server.programs.find(tenant, public_id) is not None:
@@ -203,7 +203,7 @@ async def begin_program(request: web.Request) -> web.StreamResponse:
         ),
     )
     program.step = given.step
-    request["program_id"] = program.public_id
+    request[PROGRAM_ID] = program.public_id
     return json_answer(program.to_json(server.programs.now), 201)
 
 
@@ -211,7 +211,7 @@ async def list_programs(request: web.Request) -> web.StreamResponse:
     """The live programs of the tenant."""
     server = request.app[SERVER]
     limit = _limit(request)
-    programs = list(server.programs.live(request["tenant"]))[::-1]
+    programs = list(server.programs.live(request[TENANT]))[::-1]
     shown = [program.to_json(server.programs.now) for program in programs[:limit]]
     return json_answer({"object": "list", "data": shown, "has_more": len(programs) > limit})
 
@@ -273,7 +273,7 @@ async def get_graph(request: web.Request) -> web.StreamResponse:
 
 def _program(request: web.Request, *, or_ended: bool = False) -> LiveProgram:
     """The tenant's program that the address names."""
-    programs, tenant, public_id = request.app[SERVER].programs, request["tenant"], request.match_info["program_id"]
+    programs, tenant, public_id = request.app[SERVER].programs, request[TENANT], request.match_info["program_id"]
     program = programs.find(tenant, public_id)
     if program is None and or_ended:
         program = programs.find_ended(tenant, public_id)
@@ -281,7 +281,7 @@ def _program(request: web.Request, *, or_ended: bool = False) -> LiveProgram:
         raise not_found(
             f"there is no program {public_id[:256]!r}; it may have ended", "program_id", "program_not_found"
         )
-    request["program_id"] = program.public_id
+    request[PROGRAM_ID] = program.public_id
     return program
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -11,6 +12,8 @@ import msgspec
 from aiohttp import web
 
 from treadle.runtime.server.config import ServerConfig
+from treadle.runtime.server.context import STREAMS
+from treadle.runtime.server.errors import api_error_of
 
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -19,6 +22,7 @@ HEADERS = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",
 }
+log = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
 
 
@@ -28,6 +32,8 @@ class EventStream:
     In silence it says that it is alive, so that nobody on the way gives up. What a client does not read stays in the
     connection's buffer, some 128 KiB at most, and then `send` waits. A client that reads nothing for
     `stall_timeout_s` is cut off: the handler is cancelled, as at any disconnect.
+
+    Whatever fails within the scope is told as the last event, for the status was sent long ago.
     """
 
     def __init__(self, request: web.Request, config: ServerConfig, headers: Mapping[str, str] | None = None) -> None:
@@ -45,21 +51,25 @@ class EventStream:
         return self._response
 
     async def __aenter__(self) -> EventStream:
-        self._request["streams"] = True
+        self._request[STREAMS] = True
         await self._response.prepare(self._request)
         self._watch = asyncio.create_task(self._keep_alive(), name="treadle-stream")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    ) -> bool:
         assert self._watch is not None
+        failed = isinstance(error, Exception) and not isinstance(error, ConnectionError)
         try:
-            if error is None:
+            if failed and error is not None:
+                await self._tell(error)
+            if failed or error is None:
                 self._sending_since = time.monotonic()
                 await self._response.write_eof()
         finally:
             self._watch.cancel()
+        return failed
 
     async def send(self, data: object, event: str | None = None, event_id: str | None = None) -> None:
         """Sends one event: `data` as JSON."""
@@ -69,6 +79,12 @@ class EventStream:
     async def done(self) -> None:
         """Sends what OpenAI's streams end with."""
         await self._write(DONE)
+
+    async def _tell(self, error: BaseException) -> None:
+        known = api_error_of(error)
+        if known.status == 500:
+            log.error("a stream failed", exc_info=error)
+        await self.send(known.body)
 
     async def _write(self, data: bytes) -> None:
         self._sending_since = self._sent_at = time.monotonic()

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from treadle.runtime.errors import TreadleError
 from treadle.runtime.server.answers import json_answer
-from treadle.runtime.server.context import SERVER
+from treadle.runtime.server.context import PROGRAM_ID, SERVER, TENANT
 from treadle.runtime.server.errors import ApiError, api_error_of, invalid, not_found
 from treadle.runtime.server.identity import identify
 from treadle.runtime.server.limits import check_conversation, read_json
@@ -33,7 +33,7 @@ Keep: TypeAlias = Callable[[Response], None]
 
 async def create_response(request: web.Request) -> web.StreamResponse:
     """Makes a response. Once it has ended it is stored, unless `store` is false."""
-    server, store, tenant = request.app[SERVER], request.app[RESPONSES], request["tenant"]
+    server, store, tenant = request.app[SERVER], request.app[RESPONSES], request[TENANT]
     body = await read_json(request, server.config)
     asked = validated(body, ResponseRequest)
     server.check_model(asked.model)
@@ -48,7 +48,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
     identity = identify(request.headers, body, continues=previous.program_id if previous is not None else None)
     with fields_renamed():
         async with run_turn(server, tenant, identity, wanted) as turn:
-            program_id = request["program_id"] = turn.program.public_id
+            program_id = request[PROGRAM_ID] = turn.program.public_id
 
             def keep(response: Response) -> None:
                 if asked.store is not False:
@@ -69,7 +69,7 @@ async def get_response(request: web.Request) -> web.StreamResponse:
     if request.query.get("stream") == "true":
         raise invalid("stream: not supported: what is stored has ended; read it whole", "stream")
     response_id = request.match_info["response_id"]
-    found = request.app[RESPONSES].get(request["tenant"].name, response_id)
+    found = request.app[RESPONSES].get(request[TENANT].name, response_id)
     if found is None:
         raise _no_response(response_id)
     return json_answer(found.body)
@@ -78,7 +78,7 @@ async def get_response(request: web.Request) -> web.StreamResponse:
 async def delete_response(request: web.Request) -> web.StreamResponse:
     """Forgets a stored response."""
     response_id = request.match_info["response_id"]
-    if not request.app[RESPONSES].delete(request["tenant"].name, response_id):
+    if not request.app[RESPONSES].delete(request[TENANT].name, response_id):
         raise _no_response(response_id)
     return json_answer({"id": response_id, "object": "response", "deleted": True})
 
