@@ -66,7 +66,11 @@ def turn_request_of(server: Server, given: ChatRequest) -> TurnRequest:
     check_conversation(messages, server.config)
     tools = specs_of(given.tools or ())
     mode, names = choice_of(given, tools)
-    limits = [limit for limit in (given.max_completion_tokens, given.max_tokens) if limit is not None]
+    limits = [
+        limit
+        for param in ("max_completion_tokens", "max_tokens")
+        if (limit := checked_max_tokens(getattr(given, param), server, param)) is not None
+    ]
     return TurnRequest(
         messages=messages,
         tools=tools,
@@ -81,7 +85,7 @@ def turn_request_of(server: Server, given: ChatRequest) -> TurnRequest:
             stop_token_ids=tokenizer.eos_token_ids,
             logprobs=(given.top_logprobs or 0) if given.logprobs else None,
         ),
-        max_tokens=checked_max_tokens(min(limits, default=None), server),
+        max_tokens=min(limits, default=None),
         n=checked_n(given.n, server),
         name="chat",
     )

@@ -32,6 +32,7 @@ from treadle.runtime.server.turn import Turn, TurnEvent, TurnRequest, run_turn
 DEFAULT_MAX_TOKENS = 16
 """As OpenAI has it."""
 MAX_LOGPROBS = 20
+MAX_PROMPTS = 128
 
 TokenIds: TypeAlias = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Prompts: TypeAlias = Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
@@ -100,8 +101,8 @@ def turn_requests_of(server: Server, given: CompletionRequest) -> list[TurnReque
     server.check_model(given.model)
     prompts = _prompts(server, given.prompt)
     n = checked_n(given.n, server)
-    if n * len(prompts) > server.engine.max_calls:
-        raise invalid(f"prompt: the engine holds at most {server.engine.max_calls} answers at once", "prompt")
+    if len(prompts) > MAX_PROMPTS:
+        raise invalid(f"prompt: this server takes at most {MAX_PROMPTS} prompts at once", "prompt")
     if given.best_of is not None and given.best_of != n:
         raise invalid("best_of: not supported: it must equal n", "best_of")
     if given.echo and given.logprobs is not None:
