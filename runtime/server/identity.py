@@ -21,7 +21,7 @@ MAX_ID_CHARACTERS = 256
 MAX_PRIORITY = 10
 MAX_DUE_S = 30 * 24 * 3600.0
 THROUGHPUT_DUE_S = 3600.0
-PRINTABLE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
+PRINTABLE = re.compile(r"[!-~]([ -~]*[!-~])?")
 TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
 
 

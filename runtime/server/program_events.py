@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field
 from typing_extensions import TypedDict
 
 from treadle.runtime.server.program import LiveProgram
@@ -19,24 +19,41 @@ EventStatus: TypeAlias = Literal["accepted", "duplicate", "late", "dropped"]
 ShortText: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class ProgramEvent(RequestModel):
-    """Something that happened to a program. What a type needs: `tool_start` a `call_id` and the tool's `name`,
-    `tool_end` a `call_id`, `step` a `name`."""
+class ToolStart(RequestModel):
+    """A tool runs from now on. `typical_s` says how long that usually takes, until it is known."""
 
     id: ShortText
-    type: Literal["tool_start", "tool_end", "step", "end"]
-    call_id: ShortText | None = None
-    name: ShortText | None = None
+    type: Literal["tool_start"]
+    call_id: ShortText
+    name: ShortText
     typical_s: Annotated[float, Field(gt=0, le=30 * 86400)] | None = None
+
+
+class ToolEnd(RequestModel):
+    """A tool has ended."""
+
+    id: ShortText
+    type: Literal["tool_end"]
+    call_id: ShortText
     failed: bool = False
 
-    @model_validator(mode="after")
-    def _is_complete(self) -> ProgramEvent:
-        if self.type in ("tool_start", "tool_end") and self.call_id is None:
-            raise ValueError(f"a {self.type} event needs a call_id")
-        if self.type in ("tool_start", "step") and self.name is None:
-            raise ValueError(f"a {self.type} event needs a name")
-        return self
+
+class Step(RequestModel):
+    """What the turns that follow are called."""
+
+    id: ShortText
+    type: Literal["step"]
+    name: ShortText
+
+
+class ProgramEnd(RequestModel):
+    """The program is over."""
+
+    id: ShortText
+    type: Literal["end"]
+
+
+ProgramEvent: TypeAlias = Annotated[ToolStart | ToolEnd | Step | ProgramEnd, Discriminator("type")]
 
 
 class EventsRequest(RequestModel):
@@ -66,32 +83,32 @@ def take_event(programs: Programs, program: LiveProgram, event: ProgramEvent) ->
 
 
 def _done(programs: Programs, program: LiveProgram, event: ProgramEvent) -> tuple[EventStatus, str | None]:
-    if event.type == "end":
-        programs.end_soon(program, "ended by its owner")
-    elif event.type == "step":
-        program.step = event.name
-        programs.tell(program, "step", {"name": event.name})
-    elif event.type == "tool_start":
-        return _tool_start(programs, program, event)
-    elif event.call_id is not None:
-        node = program.tools.get(event.call_id)
-        if node is not None:
-            programs.end_node(program, node, failed=event.failed)
-        elif event.call_id in program.over_tools:
-            return "late", "this tool has ended already"
-        else:
-            _remember(program.over_tools, event.call_id)
+    match event:
+        case ToolStart():
+            return _start(programs, program, event)
+        case ToolEnd():
+            node = program.tools.get(event.call_id)
+            if node is not None:
+                programs.end_node(program, node, failed=event.failed)
+            elif event.call_id in program.over_tools:
+                return "late", "this tool has ended already"
+            else:
+                _remember(program.over_tools, event.call_id)
+        case Step():
+            program.step = event.name
+            programs.tell(program, "step", {"name": event.name})
+        case ProgramEnd():
+            programs.end_soon(program, "ended by its owner")
     return "accepted", None
 
 
-def _tool_start(programs: Programs, program: LiveProgram, event: ProgramEvent) -> tuple[EventStatus, str | None]:
-    assert event.call_id is not None and event.name is not None, "checked when it was read"
+def _start(programs: Programs, program: LiveProgram, event: ToolStart) -> tuple[EventStatus, str | None]:
     if event.call_id in program.tools:
         return "accepted", "the turn that called it told of it before"
     if event.call_id in program.over_tools:
         return "late", "this tool has ended already"
-    turns = (node.id for node in reversed(program.nodes.values()) if node.kind == "llm")
-    inputs = tuple(turn for turn in (next(turns, None),) if turn is not None)
+    last_turn = next((node.id for node in reversed(program.nodes.values()) if node.kind == "llm"), None)
+    inputs = (last_turn,) if last_turn is not None else ()
     node = programs.begin_tool(program, event.call_id, event.name, inputs, event.typical_s)
     return ("accepted", None) if node is not None else ("dropped", "the program has no room for more nodes")
 

@@ -287,6 +287,10 @@ class Programs:
             await self._close_account(program)
         return program.account
 
+    def forget(self, program: LiveProgram) -> None:
+        """Nobody will ask for a program that has ended."""
+        self._roll.forget(program)
+
     def end_soon(self, program: LiveProgram, reason: str) -> None:
         """The same, without waiting for the account."""
         if program.ended is None:

@@ -10,7 +10,7 @@ import time
 from typing import Annotated, Any, Literal, TypeAlias
 
 from aiohttp import web
-from pydantic import Field
+from pydantic import Discriminator, Field
 from typing_extensions import TypedDict
 
 from treadle.runtime.errors import TreadleError
@@ -20,11 +20,12 @@ from treadle.runtime.server.errors import ApiError, invalid, not_found
 from treadle.runtime.server.graph_view import to_json, to_mermaid, to_svg
 from treadle.runtime.server.identity import (
     MAX_DUE_S,
+    MAX_ID_CHARACTERS,
     MAX_PRIORITY,
+    PRINTABLE,
     THROUGHPUT_DUE_S,
     Identity,
     Objective,
-    checked_id,
 )
 from treadle.runtime.server.limits import read_json
 from treadle.runtime.server.program import LiveProgram, NodeKind, NodeState, ProgramState
@@ -41,11 +42,14 @@ GraphFormat: TypeAlias = Literal["json", "mermaid", "svg"]
 Seconds: TypeAlias = float
 
 
+Name: TypeAlias = Annotated[str, Field(pattern=f"^{PRINTABLE.pattern}$", max_length=MAX_ID_CHARACTERS)]
+
+
 class NewProgram(RequestModel):
     """A program to begin. Without an `id` it gets one; `kind` groups programs that behave alike."""
 
-    id: str | None = None
-    kind: str | None = None
+    id: Name | None = None
+    kind: Name | None = None
     parent: ShortText | None = None
     step: ShortText | None = None
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
@@ -53,18 +57,32 @@ class NewProgram(RequestModel):
     objective: Objective = "latency"
 
 
-class HintWish(RequestModel):
-    """What is to become of the pages that a program has left: `retain` them for `seconds`, `demote` them until the
-    program comes back, or `release` them because it will not."""
+class Retain(RequestModel):
+    """The program comes back within so many seconds: its pages are to be kept as if it came at once."""
 
-    action: HintAction
-    seconds: Annotated[float, Field(gt=0, le=MAX_DUE_S)] | None = None
+    action: Literal["retain"]
+    seconds: Annotated[float, Field(gt=0, le=MAX_DUE_S)]
+
+
+class Demote(RequestModel):
+    """The program comes back, but late: its pages are to go before those of others."""
+
+    action: Literal["demote"]
+
+
+class Release(RequestModel):
+    """Nobody comes back to the conversations that the program has left."""
+
+    action: Literal["release"]
+
+
+Wish: TypeAlias = Annotated[Retain | Demote | Release, Discriminator("action")]
 
 
 class HintsRequest(RequestModel):
     """Hints, answered one by one."""
 
-    hints: Annotated[list[HintWish], Field(min_length=1, max_length=16)]
+    hints: Annotated[list[Wish], Field(min_length=1, max_length=16)]
 
 
 class WaitsFor(TypedDict):
@@ -182,9 +200,8 @@ async def begin_program(request: web.Request) -> web.StreamResponse:
     """Begins a program."""
     server, tenant = request.app[SERVER], request[TENANT]
     given = validated(await read_json(request, server.config), NewProgram)
-    public_id = checked_id(given.id, "id") if given.id is not None else None
-    if public_id is not None and server.programs.find(tenant, public_id) is not None:
-        raise ApiError(409, f"program {public_id!r} is live already", param="id", code="program_exists")
+    if given.id is not None and server.programs.find(tenant, given.id) is not None:
+        raise ApiError(409, f"program {given.id!r} is live already", param="id", code="program_exists")
     if server.draining:
         raise ApiError(503, "the server ends; try another one", type="server_error", code="draining", retry_after=5.0)
     due_s = given.deadline_s
@@ -193,11 +210,11 @@ async def begin_program(request: web.Request) -> web.StreamResponse:
     program = server.programs.open(
         tenant,
         Identity(
-            public_id,
+            given.id,
             "api",
             parent=given.parent,
             step=given.step,
-            kind=checked_id(given.kind, "kind") if given.kind is not None else None,
+            kind=given.kind,
             priority=given.priority,
             due_s=due_s,
         ),
@@ -227,9 +244,10 @@ async def get_program(request: web.Request) -> web.StreamResponse:
 
 
 async def end_program(request: web.Request) -> web.StreamResponse:
-    """Ends a program; its requests that run are aborted."""
-    program = _program(request, or_ended=True)
-    account = await request.app[SERVER].programs.end(program)
+    """Ends a program and forgets it; its requests that run are aborted."""
+    programs, program = request.app[SERVER].programs, _program(request, or_ended=True)
+    account = await programs.end(program)
+    programs.forget(program)
     used = account.to_json() if account is not None else None
     return json_answer({"id": program.public_id, "object": "program", "deleted": True, "account": used})
 
@@ -247,12 +265,10 @@ async def give_hints(request: web.Request) -> web.StreamResponse:
     """Answers hints."""
     server, program = request.app[SERVER], _program(request)
     given = validated(await read_json(request, server.config), HintsRequest)
-    for index, wish in enumerate(given.hints):
-        if wish.action == "retain" and wish.seconds is None:
-            raise invalid(f"hints[{index}].seconds: say for how long to retain", f"hints[{index}].seconds")
     answers = []
     for wish in given.hints:
-        command = Hint(server.session.new_id("request"), program.id, wish.action, wish.seconds or 0.0)
+        seconds = wish.seconds if isinstance(wish, Retain) else 0.0
+        command = Hint(server.session.new_id("request"), program.id, wish.action, seconds)
         answers.append(_hint_answer(wish, await server.session.ask(command)))
         server.programs.tell(program, "hint", answers[-1])
     return json_answer({"object": "list", "data": answers})
@@ -292,7 +308,7 @@ def _limit(request: web.Request) -> int:
     return int(given)
 
 
-def _hint_answer(wish: HintWish, answer: HintAnswered) -> HintAnswer:
+def _hint_answer(wish: Wish, answer: HintAnswered) -> HintAnswer:
     return {
         "action": wish.action,
         "outcome": answer.outcome,

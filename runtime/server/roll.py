@@ -66,9 +66,9 @@ class Roll:
         assert key not in self._live, f"program {program.public_id!r} is open already"
         self._live[key] = self._by_id[program.id] = program
         self._by_tenant.setdefault(program.tenant.name, OrderedDict())[program.public_id] = program
-        before = self._ended.pop(key, None)
+        before = self._ended.get(key)
         if before is not None:
-            self._num_ended_nodes -= len(before.nodes)
+            self.forget(before)
 
     def use(self, program: LiveProgram, now: float) -> None:
         """Something was heard of a program."""
@@ -107,7 +107,14 @@ class Roll:
         self._ended[tenant, public_id] = program
         self._num_ended_nodes += len(program.nodes)
         while len(self._ended) > MAX_ENDED or self._num_ended_nodes > MAX_ENDED_NODES:
-            self._num_ended_nodes -= len(self._ended.popitem(last=False)[1].nodes)
+            self.forget(next(iter(self._ended.values())))
+
+    def forget(self, program: LiveProgram) -> None:
+        """Nobody asks for a program that has ended."""
+        key = program.tenant.name, program.public_id
+        if self._ended.get(key) is program:
+            del self._ended[key]
+            self._num_ended_nodes -= len(program.nodes)
 
     def victim(self, tenant: Tenant) -> LiveProgram | None:
         """Who has to end before the tenant can begin another program; None if there is room.

@@ -9,10 +9,10 @@ from typing import get_args
 from treadle.runtime.server import programs
 from treadle.runtime.server.feed import MAX_EVENTS
 from treadle.runtime.server.identity import MAX_ID_CHARACTERS, SOURCES
-from treadle.runtime.server.program_events import MAX_SEEN, ProgramEvent
-from treadle.runtime.server.programs_api import ROUTES, HintWish
+from treadle.runtime.server.program_events import MAX_SEEN, ProgramEnd, Step, ToolEnd, ToolStart
+from treadle.runtime.server.programs_api import ROUTES
 from treadle.runtime.server.roll import MAX_ENDED, MAX_NODES
-from treadle.scheduler import HintOutcome
+from treadle.scheduler import HintAction, HintOutcome
 
 DOCUMENT = (Path(__file__).parents[3] / "docs/programs-over-http.md").read_text()
 
@@ -21,6 +21,10 @@ def rows(header: str) -> list[list[str]]:
     """The cells of the table with this header, without backquotes."""
     lines = DOCUMENT[DOCUMENT.index(header) :].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def choices(model: type, field: str) -> tuple[str, ...]:
+    return get_args(model.model_fields[field].annotation)
 
 
 def test_the_table_of_names_is_the_one_in_the_code():
@@ -38,11 +42,9 @@ def test_every_endpoint_is_listed():
 
 
 def test_every_event_and_every_hint_is_listed():
-    types = get_args(ProgramEvent.model_fields["type"].annotation)
-    assert {row[0] for row in rows("| type | needs |")} == set(types)
-    assert {row[0] for row in rows("| action | the program")} == set(
-        get_args(HintWish.model_fields["action"].annotation)
-    )
+    types = {kind for model in (ToolStart, ToolEnd, Step, ProgramEnd) for kind in choices(model, "type")}
+    assert {row[0] for row in rows("| type | needs |")} == types
+    assert {row[0] for row in rows("| action | the program")} == set(get_args(HintAction))
     for outcome in get_args(HintOutcome):
         assert f"`{outcome}`" in DOCUMENT
 
