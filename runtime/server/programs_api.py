@@ -263,15 +263,22 @@ async def tell_events(request: web.Request) -> web.StreamResponse:
 
 async def give_hints(request: web.Request) -> web.StreamResponse:
     """Answers hints."""
-    server, program = request.app[SERVER], _program(request)
+    server, program = request.app[SERVER], _program(request, or_ended=True)
     given = validated(await read_json(request, server.config), HintsRequest)
-    answers = []
-    for wish in given.hints:
-        seconds = wish.seconds if isinstance(wish, Retain) else 0.0
-        command = Hint(server.session.new_id("request"), program.id, wish.action, seconds)
-        answers.append(_hint_answer(wish, await server.session.ask(command)))
-        server.programs.tell(program, "hint", answers[-1])
+    answers = [_hint_answer(wish, await _ask(server, program, wish)) for wish in given.hints]
+    for answer in answers:
+        server.programs.tell(program, "hint", answer)
     return json_answer({"object": "list", "data": answers})
+
+
+async def _ask(server: Server, program: LiveProgram, wish: Wish) -> HintAnswered:
+    command = Hint(
+        server.session.new_id("request"), program.id, wish.action, wish.seconds if isinstance(wish, Retain) else 0.0
+    )
+    if program.ended is not None:
+        return HintAnswered(command.request_id, program.id, "dropped", 0, 0.0, "the program has ended")
+    answer: HintAnswered = await server.session.ask(command)
+    return answer
 
 
 async def get_graph(request: web.Request) -> web.StreamResponse:

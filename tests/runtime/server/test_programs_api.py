@@ -214,6 +214,11 @@ class TestHints:
         assert [d["action"] for d in detail["decisions"]][-4:] == ["retain", "retain", "demote", "release"]
         assert chat(http, program=program).status_code == 200
 
+    def test_for_a_program_that_has_ended_are_dropped(self, http):
+        program = begin(http)["id"]
+        tell(http, program, event("1", "end"))
+        assert hint(http, program, action="release")["reason"] == "the program has ended"
+
     @pytest.mark.parametrize(
         ("wish", "param"),
         [
