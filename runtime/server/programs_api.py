@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from treadle.runtime.errors import TreadleError
 from treadle.runtime.server.answers import json_answer
-from treadle.runtime.server.context import PROGRAM_ID, SERVER, TENANT
+from treadle.runtime.server.context import PROGRAM_ID, SERVER, TENANT, Server
 from treadle.runtime.server.errors import ApiError, invalid, not_found
 from treadle.runtime.server.graph_view import to_json, to_mermaid, to_svg
 from treadle.runtime.server.identity import (
