@@ -124,6 +124,35 @@ class TestLife:
         assert http.delete("/v1/programs/short").status_code == 404
 
 
+class TestInference:
+    TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+    def test_a_tool_runs_from_the_turn_that_called_it_to_the_request_that_brings_its_id_back(self, http):
+        asked = {"tools": [self.TOOL], "max_tokens": 64, "parallel_tool_calls": False}
+        first = chat(http, tool_choice="required", **asked)
+        program, message = first.headers["x-treadle-program-id"], first.json()["choices"][0]["message"]
+        (call,) = message["tool_calls"]
+        detail = http.get(f"/v1/programs/{program}").json()
+        assert (detail["state"], detail["waits_for"][0]["call_id"]) == ("tool", call["id"])
+        assert detail["leases"][0]["waits_for"] == "look"
+        result = {"role": "tool", "tool_call_id": call["id"], "content": "nothing"}
+        second = chat(http, [*MESSAGES, message, result], **asked, tool_choice="none")
+        assert second.headers["x-treadle-program-id"] == program
+        before, after = first.json()["usage"], second.json()["usage"]
+        # All that was said so far is found again, the model's own call included, but for the token that ended it.
+        assert after["prompt_tokens_details"]["cached_tokens"] >= before["total_tokens"] - 2
+        graph = http.get(f"/v1/programs/{program}/graph").json()
+        assert [(node["kind"], node["name"]) for node in graph["nodes"]][:3] == [
+            ("llm", "chat"),
+            ("tool", "look"),
+            ("llm", "chat"),
+        ]
+        kinds = {(edge["source"], edge["target"]): edge["kind"] for edge in graph["edges"]}
+        assert kinds["llm-1", "tool-2"] == "calls" and kinds["llm-1", "llm-3"] == "extends"
+        assert kinds["tool-2", "llm-3"] == "value"
+        assert http.delete(f"/v1/programs/{program}").json()["account"]["tools"] == 1
+
+
 class TestEvents:
     def test_a_tool_that_the_client_tells_of(self, http):
         program = begin(http)["id"]
@@ -280,6 +309,7 @@ class TestFeed:
                 events = read_events(stream, "turn.finished")
             kinds = [kind for _, kind, _ in events if kind != "decision"]
             assert kinds == ["program.opened", "turn.started", "turn.finished"]
+            assert "admit" in [data["action"] for _, kind, data in events if kind == "decision"]
             assert all(data["program"] == program for _, _, data in events)
             http.delete(f"/v1/programs/{program}")
             with feed(http, **{"last-event-id": events[0][0]}) as stream:
