@@ -41,6 +41,7 @@ from treadle.scheduler.config import MAX_NODES
 from treadle.scheduler.graph import ProgramGraph
 
 T = TypeVar("T")
+DIED_OVER_IT = "the engine died twice while it compiled this grammar; use another one"
 _Request: TypeAlias = Prepare | Inspect | Hint
 
 
@@ -112,6 +113,7 @@ class Journal:
         self._programs: defaultdict[str, list[_Program]] = defaultdict(list)
         self._calls: defaultdict[str, list[_Call]] = defaultdict(list)
         self._requests: dict[str, _Request] = {}
+        self._suspects: set[str] = set()
         self._watched = False
 
     @property
@@ -186,6 +188,15 @@ class Journal:
             case Prepared() | Inspected() | HintAnswered():
                 self._requests.pop(event.request_id, None)
         return event
+
+    def died(self) -> list[Event]:
+        """Notes that the engine died. Answers for grammars that were compiled in two that did: no third one is to."""
+        pending = [name for name, request in self._requests.items() if isinstance(request, Prepare)]
+        answers: list[Event] = [Prepared(name, error=DIED_OVER_IT) for name in pending if name in self._suspects]
+        for name in self._suspects.intersection(pending):
+            del self._requests[name]
+        self._suspects = set(pending) & self._requests.keys()
+        return answers
 
     def _finished(self, call: _Call, event: CallFinished, now: float) -> None:
         program, node_id = call.program, call.command.node_id

@@ -153,7 +153,9 @@ class EngineProcess:
                     return
                 self.restarts += 1
                 log.warning("%s; another one goes on with %d calls", error, self._journal.num_calls)
-                if not was_ready:
+                if was_ready:
+                    self._outbox.put_nowait(tuple(self._journal.died()))
+                else:
                     await asyncio.sleep(self._limit.pause_s * 2 ** (len(deaths) - 1))
         except Exception as error:
             self._failure = EngineClosedError(f"the engine's process cannot be had: {error}")

@@ -20,6 +20,8 @@ from treadle.scheduler import (
     Inspect,
     Inspected,
     OpenProgram,
+    Prepare,
+    Prepared,
     ProgramEnded,
     Rejected,
     Resume,
@@ -75,6 +77,7 @@ class Mortal:
 
     def die(self):
         now = self.engine.now
+        self.heard += self.journal.died()
         self.engine = FakeEngine(self.config, ahead=self.ahead)
         self.engine.now = now
         self.engine.send(*self.journal.replay(now))
@@ -266,6 +269,19 @@ def test_requests_and_watches_outlive_an_engine(mortal):
     mortal.run()
     assert mortal.engine.scheduler.take_decided() is None
     mortal.assert_nothing_is_left()
+
+
+def test_a_grammar_that_two_engines_died_over_is_not_given_to_a_third():
+    journal = Journal()
+    journal.sent(Prepare("bad", "{}"), 0.0)
+    assert journal.died() == []
+    assert journal.replay(0.0) == [Prepare("bad", "{}")]
+    journal.sent(Prepare("good", "{}"), 0.0)
+    (answer,) = journal.died()
+    assert (answer.request_id, "died twice" in answer.error) == ("bad", True)
+    assert journal.replay(0.0) == [Prepare("good", "{}")]
+    journal.came(Prepared("good"), 0.0)
+    assert journal.died() == journal.replay(0.0) == []
 
 
 def test_a_program_whose_end_was_asked_for_ends_after_a_death(mortal):
