@@ -7,7 +7,7 @@ What a client says is never trusted beyond its own tenant: an id names a program
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import isfinite
@@ -118,6 +118,10 @@ def identify(headers: Mapping[str, str], body: Mapping[str, Any], *, continues: 
     Raises `ApiError` 400 for a field of Treadle's own that cannot be what it should.
     """
     wishes = _wishes(headers, body)
+
+    def told(*sources: Source) -> dict[str, Any]:
+        return _told_by(sources, headers, body)
+
     for source in SOURCES:
         given = _look_up(source.where, source.name, headers, body)
         if source.name == CONTINUED:
@@ -126,16 +130,22 @@ def identify(headers: Mapping[str, str], body: Mapping[str, Any], *, continues: 
             given = _trace_id(given)
         if given is None or given == "":
             continue
-        return Identity(
-            program_id=checked_id(given, source.name) if source.is_own else _usable_id(given),
-            source=f"{source.where}:{source.name}",
-            is_weak=source.is_weak,
-            parent=_short_text(_look_up(source.where, source.parent, headers, body)),
-            step=_short_text(_look_up(source.where, source.step, headers, body)),
-            final=_is_true(_look_up(source.where, source.final, headers, body)),
-            **wishes,
-        )
-    return Identity(step=_short_text(_look_up("header", "x-treadle-program-step", headers, body)), **wishes)
+        named = checked_id(given, source.name) if source.is_own else _usable_id(given)
+        return Identity(named, f"{source.where}:{source.name}", source.is_weak, **told(source), **wishes)
+    return Identity(**told(), **wishes)
+
+
+def _told_by(sources: Sequence[Source], headers: Mapping[str, str], body: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands beside a name: the first parent and step that these sources, or Treadle's own words, give. That a
+    request is the last may be said in anybody's words, whoever named the program."""
+    trusted = (*sources, *(source for source in SOURCES if source.is_own))
+    parents = (_short_text(_look_up(source.where, source.parent, headers, body)) for source in trusted)
+    steps = (_short_text(_look_up(source.where, source.step, headers, body)) for source in trusted)
+    return {
+        "parent": next(filter(None, parents), None),
+        "step": next(filter(None, steps), None),
+        "final": any(_is_true(_look_up(source.where, source.final, headers, body)) for source in SOURCES),
+    }
 
 
 def checked_id(given: Any, param: str) -> str:

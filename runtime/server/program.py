@@ -88,7 +88,7 @@ class LiveProgram:
     kind: str
     parent: str | None
     priority: int
-    due_s: float | None
+    due_s: float
     opened: float
     created_at: float
     last_used: float

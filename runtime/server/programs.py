@@ -34,6 +34,8 @@ from treadle.runtime.server.tenants import Tenant
 from treadle.scheduler import DUE_S, DeclareNode, OpenProgram, Resume, Wait
 
 MAX_OVER_TOOLS = 1024
+MIN_DUE_S = 60.0
+"""The soonest that a tenant's programs may be due who is not an admin."""
 
 Watcher: TypeAlias = Callable[[str, str, Mapping[str, Any]], None]
 """Called with the name of a tenant, what happened, and to what: `Feed.publish` is one."""
@@ -100,7 +102,9 @@ class Programs:
         victim = self._roll.victim(tenant)
         if victim is not None:
             self.end_soon(victim, "made room")
-        priority = identity.priority if tenant.is_admin else min(0, identity.priority)
+        priority, due_s = identity.priority, DUE_S if identity.due_s is None else identity.due_s
+        if not tenant.is_admin:  # it must not push others back for long
+            priority, due_s = min(0, priority), max(MIN_DUE_S, due_s)
         program = LiveProgram(
             id=f"program-{next(self._ids)}-{secrets.token_hex(4)}",
             public_id=identity.program_id or f"prog_{secrets.token_hex(12)}",
@@ -109,13 +113,12 @@ class Programs:
             kind=identity.kind or "",
             parent=identity.parent,
             priority=priority,
-            due_s=identity.due_s,
+            due_s=due_s,
             opened=self.now,
             created_at=time.time(),
             last_used=self.now,
         )
         kind = f"{tenant.name}/{program.kind}" if tenant.name else program.kind
-        due_s = DUE_S if identity.due_s is None else identity.due_s
         self._session.send(OpenProgram(program.id, kind, tenant.name, priority, due_s))
         self._roll.add(program)
         self.tell(program, "program.opened", {"source": program.source, "kind": program.kind, "parent": program.parent})

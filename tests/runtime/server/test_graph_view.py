@@ -16,7 +16,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def program(*nodes: ProgramNode, name: str = "p") -> LiveProgram:
-    live = LiveProgram("program-1", name, EVERYBODY, "api", "", None, 0, None, 100.0, 1.7e9, 100.0)
+    live = LiveProgram("program-1", name, EVERYBODY, "api", "", None, 0, 600.0, 100.0, 1.7e9, 100.0)
     live.nodes = {node.id: node for node in nodes}
     return live
 

@@ -65,6 +65,15 @@ def test_what_belongs_to_a_source_is_read_with_it():
     assert (found.program_id, found.step, found.final, found.kind) == ("p", "plan", False, "coder")
 
 
+def test_own_words_stand_beside_any_name():
+    headers = {"x-session-id": "s", "x-treadle-program-step": "plan", "x-treadle-program-parent": "p"}
+    found = identify(headers, {"program": {"final": True}})
+    assert (found.program_id, found.parent, found.step, found.final) == ("s", "p", "plan", True)
+    assert identify({"x-treadle-program-step": "plan"}, {}).step == "plan"
+    found = identify({"x-claude-code-session-id": "s", "x-dynamo-session-final": "true"}, {})
+    assert (found.program_id, found.final) == ("s", True)
+
+
 @pytest.mark.parametrize("bad", ["a\nb", " a", "a\u00e9", "x" * (MAX_ID_CHARACTERS + 1), 7, True, ["a"], {"a": 1}])
 def test_an_own_id_that_cannot_be_one_is_an_error_with_its_name(bad):
     with pytest.raises(ApiError) as raised:

@@ -136,11 +136,12 @@ class TestWhose:
         third, _ = await bench.turn([said("c")], identity=named("trace 2", is_weak=True))
         assert first is second and third.public_id == "trace 2"
 
-    async def test_a_priority_above_others_needs_the_admins_key(self, bench):
-        program, _ = await bench.turn([said("a")], tenant=ALICE, identity=Identity(priority=5))
-        assert program.priority == 0
-        program, _ = await bench.turn([said("a")], identity=Identity(priority=5))
-        assert program.priority == 5
+    async def test_urgency_before_all_others_needs_the_admins_key(self, bench):
+        urgent = Identity(priority=5, due_s=0.1)
+        program, _ = await bench.turn([said("a")], tenant=ALICE, identity=urgent)
+        assert (program.priority, program.due_s) == (0, 60.0)
+        program, _ = await bench.turn([said("a")], identity=urgent)
+        assert (program.priority, program.due_s) == (5, 0.1)
 
 
 class TestGraph:
