@@ -103,10 +103,16 @@ def _frame(remote: Remote, counts: Counts, before: Counts | None, most_rows: int
         table.add_row(Text(printable(program["id"])), str(program["turns"]), duration(program["age_s"]), what)
     hidden = len(programs) - most_rows
     rest = [Text(f"and {hidden} more", "dim")] if hidden > 0 else []
-    return Group(Text(_headline(remote, counts, before, len(programs)), "bold"), *_engine(counts), "", table, *rest)
+    return Group(
+        Text(_headline(remote, counts, before, f"{len(programs)}{'+' if listed['has_more'] else ''}"), "bold"),
+        *_engine(counts),
+        "",
+        table,
+        *rest,
+    )
 
 
-def _headline(remote: Remote, counts: Counts, before: Counts | None, num_programs: int) -> str:
+def _headline(remote: Remote, counts: Counts, before: Counts | None, num_programs: str) -> str:
     parts = [remote.url, f"{num_programs} programs"]
     rate = counts.rate(before, "generated_tokens_total")
     if rate is not None:

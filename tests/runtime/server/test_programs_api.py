@@ -12,6 +12,7 @@ import pytest
 
 from treadle.runtime.server.tenants import key_digest, new_key
 
+LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
@@ -125,10 +126,8 @@ class TestLife:
 
 
 class TestInference:
-    TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
-
     def test_a_tool_runs_from_the_turn_that_called_it_to_the_request_that_brings_its_id_back(self, http):
-        asked = {"tools": [self.TOOL], "max_tokens": 64, "parallel_tool_calls": False}
+        asked = {"tools": [LOOK], "max_tokens": 64, "parallel_tool_calls": False}
         first = chat(http, tool_choice="required", **asked)
         program, message = first.headers["x-treadle-program-id"], first.json()["choices"][0]["message"]
         (call,) = message["tool_calls"]
