@@ -101,10 +101,11 @@ def _frame(remote: Remote, counts: Counts, before: Counts | None, most_rows: int
     for program in programs[:most_rows]:
         what = Text(doing(program), STYLES[program["state"]])
         table.add_row(Text(printable(program["id"])), str(program["turns"]), duration(program["age_s"]), what)
+    count = f"{len(programs)}+" if listed["has_more"] else str(len(programs))
     hidden = len(programs) - most_rows
     rest = [Text(f"and {hidden} more", "dim")] if hidden > 0 else []
     return Group(
-        Text(_headline(remote, counts, before, f"{len(programs)}{'+' if listed['has_more'] else ''}"), "bold"),
+        Text(_headline(remote, counts, before, count), "bold"),
         *_engine(counts),
         "",
         table,
