@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from treadle.runtime.server import chat, completions, feed_api, metrics_api, models, openapi, programs_api
 from treadle.runtime.server.context import SERVER, Server
@@ -29,10 +31,17 @@ LINGER_S = 1.0
 """How long the rest of a body that was refused is read on, so that the client reads the answer before it is cut off."""
 
 
+class _NotWhatClientsSend(logging.Filter):
+    """Keeps what is not HTTP out of the log: anybody could fill it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
 def build_app(server: Server) -> web.Application:
     """The application of one server."""
     app = web.Application(middlewares=MIDDLEWARES)
-    routes = (*ROUTES, openapi.route(ROUTES))
+    routes = (*ROUTES, openapi.route(ROUTES, server.models))
     app[SERVER] = server
     app[RESPONSES] = ResponseStore()
     app[ROUTES_BY_HANDLER] = {route.handler: route for route in routes}
@@ -48,9 +57,11 @@ async def listening(server: Server) -> AsyncIterator[str]:
 
     Raises `OSError` if the address cannot be had.
     """
-    config = server.config
+    config, logger = server.config, logging.getLogger("treadle.http")
+    logger.filters[:] = [_NotWhatClientsSend()]
     runner = web.AppRunner(
         build_app(server),
+        logger=logger,
         handler_cancellation=True,  # whose client is gone, works for nobody
         access_log=None,
         keepalive_timeout=config.idle_timeout_s,

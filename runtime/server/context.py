@@ -58,9 +58,14 @@ class Server:
         """The name under which the model is listed."""
         return self.config.model
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All names under which the model is listed."""
+        return tuple(dict.fromkeys([self.model, *self.config.aliases]))
+
     def check_model(self, name: str) -> None:
         """Raises the error that OpenAI clients know if this server does not serve a model of that name."""
-        if name not in (self.model, "treadle", *self.config.aliases):
+        if name not in (*self.models, "treadle"):
             served = f"this server serves {self.model!r}"
             raise not_found(f"the model {name!r} does not exist; {served}", "model", "model_not_found")
 

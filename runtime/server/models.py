@@ -73,8 +73,7 @@ class EmbeddingsRequest(RequestModel):
 async def list_models(request: web.Request) -> web.StreamResponse:
     """The model, and its other names."""
     server = request.app[SERVER]
-    names = dict.fromkeys([server.model, *server.config.aliases])
-    return json_answer({"object": "list", "data": [_model(name, server.created_at) for name in names]})
+    return json_answer({"object": "list", "data": [_model(name, server.created_at) for name in server.models]})
 
 
 async def get_model(request: web.Request) -> web.StreamResponse:

@@ -32,9 +32,9 @@ OTHERS = {404: "There is no such thing", 409: "Not in this state", 429: "Too muc
 _REFERENCE = "#/components/schemas/{model}"
 
 
-def route(routes: Sequence[Route]) -> Route:
+def route(routes: Sequence[Route], models: Sequence[str]) -> Route:
     """The endpoint that serves the document of these routes."""
-    written = document(routes)
+    written = document(routes, models)
 
     async def openapi(request: web.Request) -> web.StreamResponse:
         return json_answer(written)
@@ -42,9 +42,13 @@ def route(routes: Sequence[Route]) -> Route:
     return Route("GET", "/openapi.json", openapi, "This document", answer=dict[str, Any], is_public=True)
 
 
-def document(routes: Sequence[Route]) -> dict[str, Any]:
-    """An OpenAPI 3.1 document."""
+def document(routes: Sequence[Route], models: Sequence[str]) -> dict[str, Any]:
+    """An OpenAPI 3.1 document of a server whose model has these names."""
     schemas = _Schemas(routes)
+    for definition in schemas.definitions.values():
+        model = definition.get("properties", {}).get("model")
+        if model is not None and definition["title"].endswith("Request"):
+            model["examples"] = list(models)
     paths: dict[str, dict[str, Any]] = {}
     for each in routes:
         paths.setdefault(_path(each), {})[each.method.lower()] = _operation(each, schemas)
@@ -112,8 +116,10 @@ def _responses(each: Route, schemas: _Schemas) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if each.answer is not None:
         content["application/json"] = {"schema": schemas.of(each.answer)}
-    for media_type in (*each.media_types, *(["text/event-stream"] if each.streams else [])):
+    for media_type in each.media_types:
         content[media_type] = {"schema": {"type": "string"}}
+    if each.streams:
+        content["text/event-stream"] = {}  # OpenAPI has no words for its events before 3.2
     success = {"description": each.summary} | ({"content": content} if content else {})
     responses: dict[str, Any] = {str(each.status): success}
     error = {"application/json": {"schema": schemas.of(ErrorBody)}}
