@@ -148,4 +148,5 @@ def _lease(books: Books, lease: Lease, now: float) -> dict[str, Any]:
         "rests_s": now - lease.since,
         "waits_for": lease.pause[1] if lease.pause is not None else None,
         "expected_s": pause if math.isfinite(pause) else None,
+        "retained_s": lease.retained_until - now if lease.retained_until > now else None,
     }

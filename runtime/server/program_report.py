@@ -64,6 +64,7 @@ def _lease(lease: Mapping[str, Any]) -> dict[str, Any]:
         "rests_s": lease["rests_s"],
         "waits_for": lease["waits_for"],
         "expected_s": lease["expected_s"],
+        "retained_s": lease["retained_s"],
     }
 
 
@@ -92,9 +93,15 @@ def _why(
     for lease in leases:
         if lease["waits_for"] is None:
             continue
-        expected = lease["expected_s"]
-        back = "is not expected back" if expected is None else f"is expected back in {expected:.1f} s"
-        yield f"{lease['kept_tokens']} of {lease['tokens']} tokens of {lease['call']} are kept; it {back}."
+        yield f"{lease['kept_tokens']} of {lease['tokens']} tokens of {lease['call']} are kept; {_until(lease)}."
+
+
+def _until(lease: Mapping[str, Any]) -> str:
+    if lease["retained_s"] is not None:
+        return f"a hint retains them for {lease['retained_s']:.1f} s"
+    if lease["expected_s"] is None:
+        return "a hint has them give way before others"
+    return f"it is expected back in {lease['expected_s']:.1f} s"
 
 
 def _own_decisions(decisions: Sequence[Mapping[str, Any]], calls: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

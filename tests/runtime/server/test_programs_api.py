@@ -232,10 +232,12 @@ class TestHints:
         granted = hint(http, program, action="retain", seconds=60)
         assert (granted["outcome"], granted["granted_s"]) == ("granted", 60) and granted["tokens"] > 0
         assert abs(granted["granted_until"] - time.time() - 60) < 5
+        assert "a hint retains them for 59." in http.get(f"/v1/programs/{program}").json()["why"][-1]
         clipped = hint(http, program, action="retain", seconds=7200)
         assert (clipped["outcome"], clipped["granted_s"]) == ("clipped", 3600)
         assert hint(http, program, action="demote")["outcome"] == "granted"
-        assert http.get(f"/v1/programs/{program}").json()["leases"][0]["expected_s"] is None
+        detail = http.get(f"/v1/programs/{program}").json()
+        assert detail["leases"][0]["expected_s"] is None and "give way before others" in detail["why"][-1]
         assert hint(http, program, action="release")["outcome"] == "granted"
         detail = http.get(f"/v1/programs/{program}").json()
         assert detail["leases"] == []
