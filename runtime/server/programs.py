@@ -71,7 +71,7 @@ class Programs:
         self._clock = clock
         self._roll = Roll(max_programs)
         self._ids = itertools.count(1)
-        self._endings: set[asyncio.Task[None]] = set()
+        self._closing: dict[str, asyncio.Task[None]] = {}
 
     @property
     def now(self) -> float:
@@ -284,10 +284,11 @@ class Programs:
 
     async def end(self, program: LiveProgram, reason: str = "ended by its owner") -> Account | None:
         """Ends a program: its calls are aborted, nobody finds it any more. Returns its account, if there is an engine
-        left to give one."""
-        if program.ended is None:
-            self._take_out(program, reason)
-            await self._close_account(program)
+        left to give one. It ends although whoever asked for it does not wait."""
+        self.end_soon(program, reason)
+        closing = self._closing.get(program.id)
+        if closing is not None:
+            await asyncio.shield(closing)
         return program.account
 
     def forget(self, program: LiveProgram) -> None:
@@ -295,12 +296,12 @@ class Programs:
         self._roll.forget(program)
 
     def end_soon(self, program: LiveProgram, reason: str) -> None:
-        """The same, without waiting for the account."""
+        """The same, without waiting for the account. What has ended stays as it is."""
         if program.ended is None:
             self._take_out(program, reason)
             task = asyncio.create_task(self._close_account(program), name=f"treadle end {program.id}")
-            self._endings.add(task)
-            task.add_done_callback(self._endings.discard)
+            self._closing[program.id] = task
+            task.add_done_callback(lambda _: self._closing.pop(program.id))
 
     def _take_out(self, program: LiveProgram, reason: str) -> None:
         program.ended, program.end_reason = self.now, reason
@@ -338,7 +339,7 @@ class Programs:
         """Ends all programs."""
         for program in self._roll:
             self.end_soon(program, "the server ends")
-        await asyncio.gather(*self._endings, return_exceptions=True)
+        await asyncio.gather(*self._closing.values(), return_exceptions=True)
 
     def tell(self, program: LiveProgram, kind: str, data: Mapping[str, Any]) -> None:
         """Tells the watchers what happened to a program."""

@@ -240,6 +240,8 @@ async def get_program(request: web.Request) -> web.StreamResponse:
     if program.ended is None:
         with contextlib.suppress(TreadleError):  # what the server knows is worth telling without an engine too
             inspected = (await server.session.inspect(program.id))["programs"].get(program.id, {})
+    if program.ended is not None:
+        await server.programs.end(program)  # its account may still be awaited
     return json_answer(report_of(program, inspected, server.programs.now))
 
 

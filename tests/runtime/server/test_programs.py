@@ -224,6 +224,21 @@ class TestEnd:
         assert again is not program
         assert await bench.programs.end(program) is account, "ending twice changes nothing"
 
+    async def test_who_asks_while_it_ends_waits_for_the_account(self, bench):
+        program, _ = await bench.turn([said("a")])
+        bench.programs.end_soon(program, "for some reason")
+        assert program.account is None
+        one, other = await asyncio.gather(bench.programs.end(program), bench.programs.end(program))
+        assert one is other is program.account is not None
+        assert bench.kinds().count("program.ended") == 1
+
+    async def test_a_program_ends_although_nobody_waits_for_it(self, bench):
+        program, _ = await bench.turn([said("a")])
+        ending = asyncio.create_task(bench.programs.end(program))
+        await asyncio.sleep(0)
+        ending.cancel()
+        assert (await bench.programs.end(program)).calls == 1
+
     async def test_a_name_can_be_used_again(self, bench):
         first, _ = await bench.turn([said("a")], identity=named("n"))
         ending = asyncio.create_task(bench.programs.end(first))
