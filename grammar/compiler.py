@@ -30,12 +30,14 @@ class Compiler:
     Grammars are kept, the least recently used dropped first, while they take up at most `cache_bytes` together.
     Threads that ask for one grammar at once compile it once. The tools of a turn are compiled and kept one by one, so
     that turns with other sets of the same tools share them.
+
+    Grammars are kept apart by `salt`: who has one cannot tell, by the time either, what was compiled for another.
     """
 
     def __init__(self, vocabulary: Vocabulary, cache_bytes: int = 256 << 20) -> None:
         self._vocabulary = vocabulary
         self._cache_bytes = cache_bytes
-        self._backend: xgrammar.GrammarCompiler | None = None
+        self._backends: dict[bool, xgrammar.GrammarCompiler] = {}
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Grammar] = OrderedDict()
         self._kept_bytes = 0
@@ -49,16 +51,16 @@ class Compiler:
         """What the grammars in the cache take up."""
         return self._kept_bytes
 
-    def compile(self, constraint: Constraint) -> Grammar:
+    def compile(self, constraint: Constraint, salt: str = "") -> Grammar:
         """The grammar of a constraint. Blocks while compiling; raises a `GrammarError` that names what is wrong."""
         if isinstance(constraint, ToolTurn):
-            return self._once(constraint_to_json(constraint), lambda: self._tool_turn(constraint))
-        return self._content(constraint_to_json(constraint), lambda: _source(constraint))
+            return self._once(_key(constraint, salt), lambda: self._tool_turn(constraint, salt))
+        return self._content(constraint_to_json(constraint), lambda: _source(constraint), salt)
 
     async def compile_async(self, constraint: Constraint, timeout: float = TIMEOUT) -> Grammar:
         """As `compile`, off the event loop. Raises `GrammarTimeoutError` after `timeout` seconds, queueing included."""
         with self._lock:
-            kept = self._kept.get(key := constraint_to_json(constraint))
+            kept = self._kept.get(key := _key(constraint))
             if kept is not None:
                 self._kept.move_to_end(key)
                 return kept
@@ -70,7 +72,11 @@ class Compiler:
         return work.result()
 
     def compile_soon(
-        self, constraint: Constraint, done: Callable[[Grammar | BaseException], object], timeout: float = TIMEOUT
+        self,
+        constraint: Constraint,
+        done: Callable[[Grammar | BaseException], object],
+        salt: str = "",
+        timeout: float = TIMEOUT,
     ) -> None:
         """As `compile_async`, without an event loop: `done` is called once, in any thread, with what came of it."""
         first = threading.Lock()
@@ -90,7 +96,7 @@ class Compiler:
 
         timer = threading.Timer(timeout, expire)
         timer.daemon = True
-        work = self._pool.submit(self.compile, constraint)
+        work = self._pool.submit(self.compile, constraint, salt)
         timer.start()
         work.add_done_callback(compiled)
 
@@ -98,7 +104,7 @@ class Compiler:
         """Stops the threads; compiles that have not begun are dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _tool_turn(self, turn: ToolTurn) -> Grammar:
+    def _tool_turn(self, turn: ToolTurn, salt: str) -> Grammar:
         if not turn.tools:
             raise InvalidGrammarError("a tool turn needs at least one tool. Leave the constraint out if there is none.")
         names = [tool.name for tool in turn.tools]
@@ -110,32 +116,36 @@ class Compiler:
             self._content(
                 f"call {closing:d} {len(tool.name)} {tool.name} {tool.parameters}",
                 lambda tool=tool: call_source(tool, closing=closing),  # type: ignore[misc]
+                salt,
             )
             for tool in turn.tools
         )
         answer = None
         if turn.answer is not None:
             schema = turn.answer
-            answer = self._content(constraint_to_json(schema), lambda: schema_source(schema.schema, schema.strict))
+            answer = self._content(
+                constraint_to_json(schema), lambda: schema_source(schema.schema, schema.strict), salt
+            )
         return ToolTurnGrammar(self._vocabulary, turn, calls, answer)
 
-    def _content(self, key: str, source: Callable[[], Source]) -> ContentGrammar:
-        grammar = self._once(key, lambda: self._compile(source()))
+    def _content(self, name: str, source: Callable[[], Source], salt: str) -> ContentGrammar:
+        grammar = self._once(_salted(name, salt), lambda: self._compile(source(), salt))
         assert isinstance(grammar, ContentGrammar)
         return grammar
 
-    def _compile(self, source: Source) -> Grammar:
+    def _compile(self, source: Source, salt: str) -> Grammar:
         try:
-            compiled = self._engine().compile_grammar(source.text)
+            compiled = self._engine(shared=not salt).compile_grammar(source.text)
         except RuntimeError as error:
             raise InvalidGrammarError(f"the grammar does not compile: {str(error).strip()[-400:]}") from error
         return ContentGrammar(compiled, source.unenforced, self._vocabulary)
 
-    def _engine(self) -> xgrammar.GrammarCompiler:
+    def _engine(self, *, shared: bool) -> xgrammar.GrammarCompiler:
+        """The library's compiler: one keeps parts of grammars for whoever has no salt, the other keeps nothing."""
         with self._lock:
-            if self._backend is None:
-                self._backend = self._vocabulary.backend_compiler(self._cache_bytes // 2)
-            return self._backend
+            if shared not in self._backends:
+                self._backends[shared] = self._vocabulary.backend_compiler(self._cache_bytes // 2 if shared else 0)
+            return self._backends[shared]
 
     def _once(self, key: str, work: Callable[[], Grammar]) -> Grammar:
         with self._lock:
@@ -179,6 +189,14 @@ class Compiler:
             if not before + count:
                 del self._holders[part]
         return num_bytes
+
+
+def _key(constraint: Constraint, salt: str = "") -> str:
+    return _salted(constraint_to_json(constraint), salt)
+
+
+def _salted(name: str, salt: str) -> str:
+    return f"{len(salt)} {salt}{name}"
 
 
 def _source(constraint: Constraint) -> Source:

@@ -98,7 +98,7 @@ class Vocabulary:
         return torch.from_numpy(np.packbits(bits, bitorder="little").view(np.int32))
 
     def backend_compiler(self, cache_bytes: int) -> xgrammar.GrammarCompiler:
-        """Imports the grammar library, which takes about a second, and hands it the vocabulary."""
+        """Imports the grammar library, which takes about a second, and hands it the vocabulary. 0 keeps no cache."""
         import xgrammar
 
         self.prefixes_of(b"<")
@@ -109,7 +109,9 @@ class Vocabulary:
             vocab_size=self.size,
             stop_token_ids=list(self.stop_ids),
         )
-        return xgrammar.GrammarCompiler(info, max_threads=NUM_COMPILE_THREADS, cache_limit_bytes=cache_bytes)
+        return xgrammar.GrammarCompiler(
+            info, max_threads=NUM_COMPILE_THREADS, cache_enabled=cache_bytes > 0, cache_limit_bytes=cache_bytes
+        )
 
     @cached_property
     def _ids_of(self) -> dict[bytes, list[int]]:

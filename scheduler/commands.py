@@ -177,10 +177,14 @@ class EndProgram:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Compiles a constraint beside the steps, so that a call which has it need not wait; answered by `Prepared`."""
+    """Compiles a constraint beside the steps, so that a call of the tenant which has it need not wait.
+
+    Answered by `Prepared`.
+    """
 
     request_id: str
     constraint: str
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

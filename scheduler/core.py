@@ -454,6 +454,11 @@ class Scheduler:
         program = self._programs.get(program_id)
         return program.graph if program is not None else None
 
+    def tenant(self, program_id: str) -> str:
+        """Whose an open program is; nobody's, if it is not open."""
+        program = self._programs.get(program_id)
+        return program.tenant if program is not None else ""
+
     @property
     def num_in_flight(self) -> int:
         """Steps launched and not completed."""

@@ -121,7 +121,7 @@ class Engine:
         try:
             if self.compiler is None:
                 raise ValueError(NO_GRAMMAR)
-            self.compiler.compile_soon(constraint_from_json(command.constraint), done)
+            self.compiler.compile_soon(constraint_from_json(command.constraint), done, command.tenant)
         except ValueError as error:
             done(error)
 
@@ -162,7 +162,7 @@ class Engine:
         """A call as it is when it has generated what it comes with."""
         num_prompt = len(command.token_ids) - command.num_generated
         text = TextStream(self._tokenizer, command.sampling.stop, command.sampling.stop_token_ids)
-        call = _LiveCall(SamplingCall(command.sampling, num_prompt), text, self._matcher(command.constraint))
+        call = _LiveCall(SamplingCall(command.sampling, num_prompt), text, self._matcher(command))
         for token_id in command.token_ids[num_prompt:]:
             call.text.push(token_id)
             if call.matcher is not None and not call.matcher.accept(token_id):
@@ -174,12 +174,13 @@ class Engine:
             return Rejected(call_id, code, message)
         return CallFinished(call_id, "error", Usage(), error=code, message=message)
 
-    def _matcher(self, constraint: str | None) -> Matcher | None:
-        if constraint is None:
+    def _matcher(self, command: SubmitCall) -> Matcher | None:
+        if command.constraint is None:
             return None
         if self.compiler is None:
             raise ValueError(NO_GRAMMAR)
-        return self.compiler.compile(constraint_from_json(constraint)).matcher()
+        tenant = self.scheduler.tenant(command.program_id)
+        return self.compiler.compile(constraint_from_json(command.constraint), tenant).matcher()
 
     def _forward_command(self, command: Command) -> list[Event]:
         events = self.scheduler.apply(command, self._clock())

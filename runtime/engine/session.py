@@ -160,12 +160,12 @@ class Session:
         self.send(*calls)
         return streams
 
-    async def prepare(self, constraint: Constraint) -> tuple[str, ...]:
-        """Has the engine compile a grammar, so that a call which has it begins at once.
+    async def prepare(self, constraint: Constraint, tenant: str = "") -> tuple[str, ...]:
+        """Has the engine compile a grammar, so that a call of the tenant which has it begins at once.
 
         Returns JSON pointers of what the grammar does not guarantee. Raises `InvalidRequestError` with what is wrong.
         """
-        command = Prepare(self.new_id("request"), constraint_to_json(constraint))
+        command = Prepare(self.new_id("request"), constraint_to_json(constraint), tenant)
         prepared: Prepared = await self.ask(command)
         if prepared.error is not None:
             raise InvalidRequestError(prepared.error)

@@ -327,7 +327,7 @@ async def run_turn(server: Server, tenant: Tenant, identity: Identity, request: 
     if server.draining:
         raise ApiError(503, "the server ends; try another one", type="server_error", code="draining", retry_after=5.0)
     with server.admission.admit(tenant) as ticket:
-        constraint = await prepared_constraint(server.session, request)
+        constraint = await prepared_constraint(server.session, tenant.name, request)
         program = await server.programs.enter(tenant, identity, request.messages)
         node = server.programs.begin_turn(program, identity, request.messages, request.name)
         turn, failure = Turn(server, node, request, ticket), ""

@@ -33,8 +33,8 @@ def turn_constraint(request: TurnRequest) -> Constraint | None:
     return ToolTurn(tools, answer=request.answer, parallel=request.parallel)
 
 
-async def prepared_constraint(session: Session, request: TurnRequest) -> str | None:
-    """The constraint in the engine's words, compiled there.
+async def prepared_constraint(session: Session, tenant: str, request: TurnRequest) -> str | None:
+    """The constraint in the engine's words, compiled there for the tenant.
 
     Raises `ApiError` 400 for one that does not compile, and for a strict tool of whose schema something cannot be
     enforced.
@@ -43,28 +43,28 @@ async def prepared_constraint(session: Session, request: TurnRequest) -> str | N
     if constraint is None:
         return None
     try:
-        unenforced = await session.prepare(constraint)
+        unenforced = await session.prepare(constraint, tenant)
     except InvalidRequestError as error:
-        raise await _refusal(session, request, str(error)) from None
+        raise await _refusal(session, tenant, request, str(error)) from None
     for pointer in unenforced:
         _check_strict(request, pointer)
     return constraint_to_json(constraint)
 
 
-async def _refusal(session: Session, request: TurnRequest, message: str) -> ApiError:
+async def _refusal(session: Session, tenant: str, request: TurnRequest, message: str) -> ApiError:
     """Names what is at fault: the answer, one tool, or the tools together."""
     param = "tools"
-    if request.answer is not None and not await _compiles(session, request.answer):
+    if request.answer is not None and not await _compiles(session, tenant, request.answer):
         param = "response_format"
     for index, tool in enumerate(request.tools):
-        if tool in callable_tools(request) and not await _compiles(session, ToolTurn((tool,))):
+        if tool in callable_tools(request) and not await _compiles(session, tenant, ToolTurn((tool,))):
             param = f"tools[{index}].function.parameters"
     return invalid(f"{param}: {message}", param, "invalid_schema")
 
 
-async def _compiles(session: Session, constraint: Constraint) -> bool:
+async def _compiles(session: Session, tenant: str, constraint: Constraint) -> bool:
     try:
-        await session.prepare(constraint)
+        await session.prepare(constraint, tenant)
     except InvalidRequestError:
         return False
     return True

@@ -15,6 +15,7 @@ from support.walks import legal_ids, text_of, write
 from treadle.grammar import (
     EBNF,
     Choice,
+    GrammarError,
     GrammarTimeoutError,
     GrammarTooLargeError,
     InvalidGrammarError,
@@ -39,10 +40,10 @@ def test_a_constraint_is_compiled_once_for_all_threads(byte_vocabulary, monkeypa
     compiled = []
     work = Compiler._compile
 
-    def slow(self, source):
+    def slow(self, source, salt):
         compiled.append(source)
         time.sleep(0.05)
-        return work(self, source)
+        return work(self, source, salt)
 
     monkeypatch.setattr(Compiler, "_compile", slow)
     found = []
@@ -234,3 +235,55 @@ def test_the_wire_text_says_all(constraint):
 def test_wire_text_that_says_nothing_is_refused(text):
     with pytest.raises(InvalidGrammarError, match="constraint_to_json"):
         constraint_from_json(text)
+
+
+def test_what_one_tenant_compiled_is_not_there_for_another(byte_vocabulary):
+    compiler, turn = Compiler(byte_vocabulary), ToolTurn((ToolSpec("look", "", "{}"),))
+    for constraint in (schema(1), turn):
+        ours = compiler.compile(constraint, "us")
+        assert compiler.compile(constraint, "us") is ours
+        assert compiler.compile(constraint, "them") is not ours
+        assert compiler.compile(constraint) is not ours
+    assert compiler.compile(turn, "us").parts[0] is not compiler.compile(turn, "them").parts[0]
+
+
+def test_salts_and_constraints_are_told_apart(byte_vocabulary):
+    compiler = Compiler(byte_vocabulary)
+    assert compiler.compile(schema(11), "1") is not compiler.compile(schema(1), "11")
+
+
+def test_a_grammar_that_is_compiled_soon_is_told_once(byte_vocabulary):
+    compiler, told, there = Compiler(byte_vocabulary), [], threading.Event()
+
+    def done(result):
+        told.append(result)
+        there.set()
+
+    compiler.compile_soon(schema(1), done, "us")
+    assert there.wait(60)
+    assert told == [compiler.compile(schema(1), "us")]
+    there.clear()
+    compiler.compile_soon(JSONSchema("{"), done)
+    assert there.wait(60)
+    assert isinstance(told[1], GrammarError)
+
+
+def test_a_grammar_that_takes_too_long_is_told_to_and_nothing_more(byte_vocabulary, monkeypatch):
+    compiler, told, goes_on, ended = Compiler(byte_vocabulary), [], threading.Event(), threading.Event()
+    work = Compiler._compile
+
+    def slow(self, source, salt):
+        goes_on.wait(60)
+        try:
+            return work(self, source, salt)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(Compiler, "_compile", slow)
+    compiler.compile_soon(schema(1), told.append, timeout=0.01)
+    while not told:
+        time.sleep(0.001)
+    goes_on.set()
+    assert ended.wait(60)
+    compiler.compile(schema(1))
+    assert [type(result) for result in told] == [GrammarTimeoutError]
