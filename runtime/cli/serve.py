@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
         asyncio.run(_serve(config))
     except asyncio.CancelledError:
         note("ended before the model was there")
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what ends already need not be told again
     return 0
 
 
