@@ -27,6 +27,7 @@ from treadle.scheduler import CallFinished, Command, Event, Rejected, SubmitCall
 
 CLOSE_S = 10.0
 """How long a process may take to end that was asked to."""
+MAX_PAUSE_S = 30.0
 READ_AHEAD = 1 << 20
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 class Restarts:
     """How often an engine may die before everybody is told that it is gone: more than `most` times in `window_s`.
 
-    One that dies before it was ready is tried again after a pause, which doubles from `pause_s` on.
+    After one that died before it was ready there is a pause, of `pause_s` at first, then twice as long each time.
     """
 
     most: int = 5
@@ -138,6 +139,7 @@ class EngineProcess:
 
     async def _supervise(self) -> None:
         deaths: deque[float] = deque()
+        pause = self._limit.pause_s
         try:
             while True:
                 was_ready, error = await self._live()
@@ -155,8 +157,10 @@ class EngineProcess:
                 log.warning("%s; another one goes on with %d calls", error, self._journal.num_calls)
                 if was_ready:
                     self._outbox.put_nowait(tuple(self._journal.died()))
+                    pause = self._limit.pause_s
                 else:
-                    await asyncio.sleep(self._limit.pause_s * 2 ** (len(deaths) - 1))
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, MAX_PAUSE_S)
         except Exception as error:
             self._failure = EngineClosedError(f"the engine's process cannot be had: {error}")
             raise

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 from support.engines import GREEDY, Outcome, assert_same
+from support.small_model import write_small_model
 
 from treadle.grammar import JSONSchema, constraint_to_json
 from treadle.runtime.engine.config import EngineConfig
@@ -325,3 +326,15 @@ async def test_grammars_are_compiled_in_the_process_and_followed_through_a_death
         assert engine.restarts == 1
         assert texts[0] == texts[1]
         assert texts[0].startswith("[")
+
+
+async def test_an_engine_that_can_be_loaded_no_more_is_tried_again_and_then_given_up(tmp_path):
+    model = write_small_model(tmp_path)
+    async with running(str(model), limit=Restarts(most=3, window_s=60.0, pause_s=0.01)) as (engine, session):
+        (stream,) = submit(session, session.open_program(), 1, 900)
+        await anext(aiter(stream))
+        (model / "model.safetensors").unlink()
+        kill(engine)
+        with pytest.raises(EngineClosedError, match=r"the engine is gone: .*model\.safetensors"):
+            await outcome_of(stream)
+        assert engine.restarts == 3
