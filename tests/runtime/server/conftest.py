@@ -7,7 +7,6 @@ from functools import partial
 import httpx
 import openai
 import pytest
-
 from support.serving import served, smollm2_engine, smollm2_tokenizer, tiny_engine
 
 
@@ -37,7 +36,7 @@ def tiny(tokenizer):
 
 @pytest.fixture
 def serve(tokenizer):
-    """A function that opens a server of random weights of its own, as a scope: `with serve(max_choices=2) as server`."""
+    """A function that opens a server of random weights of its own: `with serve(max_choices=2) as server`."""
 
     def scope(engine=None, **settings):
         return served(partial(tiny_engine, tokenizer, **(engine or {})), **settings)
