@@ -67,7 +67,7 @@ class Server:
         """Raises the error that OpenAI clients know if this server does not serve a model of that name."""
         if name not in (*self.models, "treadle"):
             served = f"this server serves {self.model!r}"
-            raise not_found(f"the model {name!r} does not exist; {served}", "model", "model_not_found")
+            raise not_found(f"the model {name[:80]!r} does not exist; {served}", "model", "model_not_found")
 
     def text_model(self) -> tuple[Tokenizer, ChatEncoder]:
         """What makes tokens of text. Raises the error for a request that needs it where there is none."""

@@ -21,6 +21,8 @@ ErrorType: TypeAlias = Literal[
     "server_error",
 ]
 RETRY_AFTER_S = 1.0
+MAX_MESSAGE = 1000
+MAX_PARAM = 200
 
 
 class ErrorObject(TypedDict):
@@ -39,7 +41,7 @@ class ErrorBody(TypedDict):
 
 
 class ApiError(Exception):
-    """A request that is answered with an error.
+    """A request that is answered with an error. What is long is cut: it may be what the client sent.
 
     Attributes:
         param: The field at fault, as `messages[0].content`.
@@ -59,9 +61,9 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = message[:MAX_MESSAGE]
         self.type = type
-        self.param = param
+        self.param = param[:MAX_PARAM] if param is not None else None
         self.code = code
         self.retry_after = retry_after
 
