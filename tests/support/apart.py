@@ -47,7 +47,7 @@ def _run(
 ) -> dict[tuple[str, str], ElementTree.Element]:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder, "results.xml")
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={results}", *node_ids]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n0", f"--junitxml={results}", *node_ids]
         done = subprocess.run(
             command,
             cwd=item.config.rootpath,

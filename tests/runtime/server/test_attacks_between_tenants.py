@@ -70,7 +70,9 @@ def cached(answer):
 
 
 @pytest.mark.parametrize(
-    "authorization", ["", "Bearer", "Bearer wrong", f"Basic {ALICE}", f"Bearer {key_digest(ALICE)}"]
+    "authorization",
+    ["", "Bearer", "Bearer wrong", f"Basic {ALICE}", f"Bearer {key_digest(ALICE)}"],
+    ids=["none", "no key", "wrong key", "another scheme", "the digest"],
 )
 @pytest.mark.parametrize(
     ("method", "path"),

@@ -10,7 +10,7 @@ from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.server.errors import ApiError
 from treadle.runtime.server.tenants import EVERYBODY, Tenants, key_digest, new_key
 
-ALICE, BOB = new_key(), new_key()
+ALICE, BOB = ("treadle-" + letter * 43 for letter in "ab")
 FILE = f"""
 [[tenants]]
 name = "alice"

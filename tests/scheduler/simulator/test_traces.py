@@ -300,7 +300,7 @@ class TestFiles:
             (b'{"hash_ids": [\n', ":1: not JSON"),
             (b"[" * 100_000, "not JSON"),
             (b"\xff\xfe\xff", ":1: not text"),
-            (gzip.compress(b"x" * 10_000)[:-20], "damaged after line 0"),
+            (gzip.compress(b"x" * 10_000, mtime=0)[:-20], "damaged after line 0"),
             (b"client,window_start_s,rate_rps\n", "read_rates"),
             (b'{\n "unit": "seconds"\n}\n', "PauseTable"),
             (b"TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,1\n", ":2: 'yesterday' is not a time"),
