@@ -267,6 +267,23 @@ def test_logprobs_are_included_if_they_are_asked_for(client):
     assert ask(client, max_output_tokens=5).output[0].content[0].logprobs == []
 
 
+def test_a_response_whose_program_is_ended_has_failed(client):
+    numbers = {"type": "array", "items": {"type": "integer"}, "minItems": 400}
+    form = {"type": "json_schema", "name": "numbers", "schema": numbers}
+    doomed = {"x-treadle-program-id": "doomed"}
+    events = []
+    for event in ask(client, text={"format": form}, max_output_tokens=2000, stream=True, extra_headers=doomed):
+        events.append(event)
+        if [each.type for each in events].count("response.output_text.delta") == 3:
+            client.delete("/programs/doomed", cast_to=object)
+    final, items = collected(events)
+    assert events[-1].type == "response.failed" and final.status == "failed"
+    assert final.error.code == "program_ended"
+    assert [item.to_dict() for item in final.output] == items and items[0]["status"] == "incomplete"
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(final.id)
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
