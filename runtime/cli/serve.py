@@ -84,12 +84,21 @@ async def _serve(config: ServerConfig) -> None:
         url = await stack.enter_async_context(listening(server))
         signals.serving = True
         print(_block(server, url), flush=True)
-        await signals.asked.wait()
+        await _until_asked(signals, server)
         note(f"ending: {server.admission.num_requests} requests may finish")
         draining, hurrying = asyncio.create_task(drain(server)), asyncio.create_task(signals.hurried.wait())
         await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
         if server.admission.num_requests:
             note(f"{server.admission.num_requests} requests were cut off")
+
+
+async def _until_asked(signals: _Signals, server: Server) -> None:
+    """Raises what is wrong with the engine if that is gone for good before."""
+    asked, ended = asyncio.create_task(signals.asked.wait()), asyncio.create_task(server.session.ended())
+    await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
+    if not asked.done():
+        raise ended.result()
+    ended.cancel()
 
 
 def _block(server: Server, url: str) -> str:

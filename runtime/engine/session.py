@@ -115,6 +115,13 @@ class Session:
         await asyncio.gather(self._pump_task, return_exceptions=True)
         self._fail_all(EngineClosedError("the session was closed before the call ended"))
 
+    async def ended(self) -> TreadleError:
+        """Waits until the engine is gone for good. Returns what everybody is told from then on."""
+        assert self._pump_task is not None
+        await asyncio.wait([self._pump_task])
+        assert self._failure is not None
+        return self._failure
+
     def new_id(self, prefix: str) -> str:
         """An id that this session has not used."""
         return f"{prefix}-{next(self._ids)}"

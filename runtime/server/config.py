@@ -66,9 +66,12 @@ class ServerConfig:
     drain_timeout_s: float = _limit(30.0, "seconds for running requests to end after SIGTERM", least=0)
 
     engine: Literal["process", "in-process"] = _setting("engine", "process", "where the engine runs")
+    engine_restarts: int = _setting(
+        "engine", 5, "most deaths of the engine in ten minutes; one more ends the server", least=0
+    )
     device: DeviceName = _engine("device", "where the model runs")  # noqa: RUF009 (this is a field)
     dtype: DType = _engine("dtype", "element type of weights and KV")  # noqa: RUF009 (this is a field)
-    weights: Weights = _engine("weights", "which matrices are kept in 4 bits")  # noqa: RUF009 (this is a field)
+    weights: Weights = _engine("weights", "which matrices are kept in codes of 4 or 8 bits")  # noqa: RUF009 (this is a field)
     threads: int | None = _engine("num_threads", "threads for tensor operations", least=1)
     kv_pages: int | None = _engine("num_pages", "pages of KV; unset, as many as memory allows", least=1)
     host_pages: int = _engine("host_pages", "pages of KV in a second tier of memory", least=0)

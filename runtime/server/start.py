@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from treadle.runtime.config import cache_dir
 from treadle.runtime.engine.client import EngineClient, ThreadedEngine
 from treadle.runtime.engine.session import Session
-from treadle.runtime.engine.supervisor import open_engine_process
+from treadle.runtime.engine.supervisor import Restarts, open_engine_process
 from treadle.runtime.engine.wire import EngineInfo
 from treadle.runtime.loading import Check, StoppableCheckpoint, load_in_thread, open_model
 from treadle.runtime.models.registry import resolve
@@ -56,7 +56,8 @@ def open_engine(config: ServerConfig) -> AbstractAsyncContextManager[OpenEngine]
 
 @contextlib.asynccontextmanager
 async def _in_own_process(config: ServerConfig) -> AsyncIterator[OpenEngine]:
-    async with open_engine_process(config.model, config.engine_config()) as process:
+    limit = Restarts(most=config.engine_restarts)
+    async with open_engine_process(config.model, config.engine_config(), limit) as process:
         yield OpenEngine(process, await process.ready(), lambda: process.is_ready, lambda: process.restarts)
 
 
@@ -75,21 +76,9 @@ async def _in_process(config: ServerConfig) -> AsyncIterator[OpenEngine]:
 @contextlib.asynccontextmanager
 async def running(engine: Engine) -> AsyncIterator[OpenEngine]:
     """Turns an engine of this process while the scope lasts."""
-    scheduler, runner = engine.scheduler, engine.runner
-    info = EngineInfo(
-        max_context=scheduler.limits.max_context,
-        max_calls=scheduler.config.max_calls,
-        num_pages=scheduler.config.num_pages,
-        num_host_pages=scheduler.config.num_host_pages,
-        page_size=scheduler.config.page_size,
-        page_bytes=runner.state.page_bytes,
-        vocab_size=runner.decoder.config.vocab_size,
-        dtype=str(runner.decoder.dtype).removeprefix("torch."),
-        device=runner.state.kv.device.type,
-    )
     client = ThreadedEngine(engine)
     try:
-        yield OpenEngine(client, info, lambda: client.failure is None)
+        yield OpenEngine(client, engine.info, lambda: client.failure is None)
     finally:
         client.close()
         if engine.compiler is not None:

@@ -137,3 +137,12 @@ def test_a_port_that_is_taken_is_said(serving, treadle):
     port = re.search(r":(\d+)/v1", serving("random:tiny-llama", "--threads", "1").block())[1]
     done = treadle("serve", "random:tiny-llama", "--port", port, "--threads", "1")
     assert done.returncode == 1 and port in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_server_whose_engine_dies_too_often_ends_and_says_so(serving):
+    server = serving("smollm2", *SMALL, "--engine-restarts", "0")
+    server.block()
+    (engine,) = subprocess.check_output(["pgrep", "-P", str(server.process.pid)], text=True).split()
+    os.kill(int(engine), signal.SIGKILL)
+    assert server.process.wait(PATIENCE) == 1
+    assert "treadle: error: the engine is gone" in server.process.stderr.read()
