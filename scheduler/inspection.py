@@ -106,7 +106,7 @@ def _state(program: Program) -> str:
     statuses = {call.status for call in program.calls.values()}
     for status in (Status.RUNNING, Status.WAITING, Status.PARKED):
         if status in statuses:
-            return status.value
+            return str(status.value)
     return "outside" if program.graph.outside(0.0) else "idle"
 
 

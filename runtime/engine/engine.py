@@ -114,8 +114,10 @@ class Engine:
         """Compiles a grammar beside the loop, and leaves it where calls will find it. Answers once, in any thread."""
 
         def done(grammar: Grammar | BaseException) -> None:
-            refused = isinstance(grammar, BaseException)
-            answer(Prepared(name, error=str(grammar)) if refused else Prepared(name, grammar.unenforced))
+            if isinstance(grammar, BaseException):
+                answer(Prepared(name, error=str(grammar)))
+            else:
+                answer(Prepared(name, grammar.unenforced))
 
         name = command.request_id
         try:

@@ -51,7 +51,7 @@ class Connection:
         """The next batch; None if there is none, because the other end is closed."""
         length = self._exactly(LENGTH_BYTES)
         data = self._exactly(int.from_bytes(length, "big")) if length is not None else None
-        return decode(data) if data is not None else None
+        return decode(bytes(data)) if data is not None else None
 
     def _exactly(self, size: int) -> bytearray | None:
         data = bytearray(size)
