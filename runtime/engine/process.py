@@ -30,6 +30,8 @@ from treadle.scheduler.config import Costs
 if TYPE_CHECKING:
     from treadle.runtime.engine.engine import Engine
 
+SWITCH_S = 0.0005
+"""How long a thread may compile a grammar before that of the engine, which waits for the interpreter, gets its turn."""
 CLOSE_S = 5.0
 """How long the step may take that the engine is in when it is to end."""
 
@@ -126,6 +128,7 @@ def main(descriptor: str) -> None:
     """The life of the process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # when the engine ends is for its owner to say
+    sys.setswitchinterval(SWITCH_S)
     Host(Connection(socket.socket(fileno=int(descriptor)))).run()
     os._exit(0)  # a thread that still computes must not hold the process
 
