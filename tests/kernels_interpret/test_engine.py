@@ -20,7 +20,7 @@ PARAMS = {"long": GREEDY, "short": with_seed(3, temperature=0.8, top_k=20, logpr
 
 
 def bench_with(ops, monkeypatch, shape="tiny-llama", **config):
-    monkeypatch.setattr(build, "open_device", lambda name: CPU(ops))
+    monkeypatch.setattr(build, "open_device", lambda name, native: CPU(ops))
     settings = EngineConfig(dtype="float32", **{"num_pages": 64, "page_size": 16, "max_step_tokens": 32, **config})
     return Bench(engine=build_engine(checkpoint(shape), None, settings))
 

@@ -22,8 +22,15 @@ async def runtime():
         yield runtime
 
 
-def engine_threads():
-    return [thread for thread in threading.enumerate() if thread.name == "treadle-engine"]
+@pytest.fixture
+def left():
+    """Threads of ours that were begun since the test was: a server of other tests may have some."""
+    before = set(threading.enumerate())
+
+    def names():
+        return [t.name for t in threading.enumerate() if t not in before and t.name.startswith("treadle")]
+
+    return names
 
 
 async def idle(runtime):
@@ -130,7 +137,7 @@ async def test_a_call_that_fails_while_it_runs_raises_call_error(runtime):
     assert "made to fail" in str(bad)
 
 
-async def test_leaving_the_scope_ends_the_thread_and_the_calls():
+async def test_leaving_the_scope_ends_the_thread_and_the_calls(left):
     async with local(TINY, CONFIG) as runtime:
         task = asyncio.create_task(runtime.generate([1, 2], GREEDY, max_tokens=900))
         await asyncio.sleep(0.05)
@@ -138,10 +145,10 @@ async def test_leaving_the_scope_ends_the_thread_and_the_calls():
         await task
     with pytest.raises(EngineClosedError):
         await runtime.generate([1], GREEDY, max_tokens=1)
-    assert engine_threads() == []
+    assert left() == []
 
 
-async def test_an_engine_that_dies_fails_its_calls_and_says_so():
+async def test_an_engine_that_dies_fails_its_calls_and_says_so(left):
     async with local(TINY, CONFIG) as runtime:
         task = asyncio.create_task(runtime.generate([1, 2], GREEDY, max_tokens=900))
         await asyncio.sleep(0.05)
@@ -154,10 +161,10 @@ async def test_an_engine_that_dies_fails_its_calls_and_says_so():
             await task
         with pytest.raises(EngineClosedError):
             await runtime.generate([1], GREEDY, max_tokens=1)
-    assert engine_threads() == []
+    assert left() == []
 
 
-async def test_a_load_that_is_cancelled_leaves_no_engine_and_the_next_one_works():
+async def test_a_load_that_is_cancelled_leaves_no_engine_and_the_next_one_works(left):
     async def use():
         async with local(TINY, CONFIG) as runtime:
             return len((await runtime.generate([1], GREEDY, max_tokens=3)).token_ids)
@@ -167,7 +174,7 @@ async def test_a_load_that_is_cancelled_leaves_no_engine_and_the_next_one_works(
         await asyncio.sleep(pause)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        assert [thread.name for thread in threading.enumerate() if thread.name.startswith("treadle")] == []
+        assert left() == []
     assert await use() == 3
 
 
