@@ -33,7 +33,7 @@ import torch
 from report import Report, parser
 from torch import Tensor
 
-from treadle.kernels.codes import Int4Matrix
+from treadle.kernels.codes import Int4Matrix, Int8Matrix
 from treadle.kernels.int4 import can_multiply_int4
 from treadle.runtime.engine.attention import GatheredAttention
 from treadle.runtime.engine.config import EngineConfig
@@ -103,10 +103,9 @@ class Reader:
     def _step(self, start: int, count: int) -> Tensor:
         rows = [Row("window", slot=0, start=start, count=count, sample=False)]
         layout, window = lay_out(rows, self._state, self._device), self._decoder.config.sliding_window
-        attend = self._device.ops.attend
         attention = (
-            NativeAttention(self._state, attend, rows, layout, window)
-            if attend is not None
+            NativeAttention(self._state, rows, layout, window)
+            if self._decoder.native_layers is not None
             else GatheredAttention(self._state, rows, layout, self._decoder.dtype, window)
         )
         return self._decoder.forward(layout.token_ids, attention, torch.arange(count))
@@ -185,16 +184,18 @@ def windows(texts: Sequence[str], tokenizer: Tokenizer, size: int) -> Iterator[T
 
 def forms(checkpoint: Checkpoint, window: int) -> Iterator[Form]:
     """What is compared."""
-    matrices = [name for name in checkpoint.names() if name.endswith("_proj.weight")]
-    is_coded = all(isinstance(checkpoint.codes(name), Int4Matrix) for name in matrices)
+    stored = [checkpoint.codes(name) for name in checkpoint.names() if name.endswith("_proj.weight")]
+    in_4_bits = all(isinstance(matrix, Int4Matrix) for matrix in stored)
+    in_8_bits = all(isinstance(matrix, Int8Matrix) for matrix in stored)
     yield Form("full", native=False, at_once=window, is_same=True)
     if can_multiply_int4(torch.device("cpu"), torch.bfloat16):
-        yield Form("int4-only", native=False, at_once=window, is_same=is_coded)
+        yield Form("int4-only", native=False, at_once=window, is_same=in_4_bits)
     if find_native(checkpoint.config, EngineConfig(dtype="bfloat16")) is not None:
         yield Form("full", native=True, at_once=window, is_same=True)
-        yield Form("int8", native=True, at_once=window, is_same=is_coded)
-        yield Form("int4", native=True, at_once=window, is_same=is_coded)
-        yield Form("int4", native=True, at_once=FEW, is_same=is_coded)
+        for at_once in (window, FEW):
+            yield Form("int4", native=True, at_once=at_once, is_same=in_4_bits)
+            if not in_4_bits:  # there 8 bits are those 4
+                yield Form("int8", native=True, at_once=at_once, is_same=in_8_bits)
 
 
 def measure(checkpoint: Checkpoint, text: Sequence[Tensor], report: Report) -> list[str]:

@@ -27,7 +27,6 @@ typedef struct {
     void *job;
     i64 count, chunk, next;
     size_t bytes;
-    int failed;
 } Loop;
 
 static void (*gomp_parallel)(void (*)(void *), void *, unsigned, unsigned);
@@ -64,10 +63,7 @@ static int reserve(size_t size) {
 static void take_part(void *shared) {
     Loop *loop = shared;
     Tiles before;
-    if (!reserve(loop->bytes)) {
-        loop->failed = 1;
-        return;
-    }
+    if (!reserve(loop->bytes)) return;
     __asm__ volatile("sttilecfg %0" : "=m"(before));
     for (;;) {
         const i64 begin = __atomic_fetch_add(&loop->next, loop->chunk, __ATOMIC_RELAXED);
@@ -81,9 +77,9 @@ static void take_part(void *shared) {
 // Calls work(job, 0 .. count - 1, memory), each once, with `bytes` of memory for each thread. 0 if there was not enough.
 // A thread takes some that follow each other at a time, and reads memory in its order; a slow one takes fewer.
 static int run(void (*work)(void *, i64, char *), void *job, i64 count, i64 parts, size_t bytes) {
-    Loop loop = {work, job, count, MAX(1, count / (parts * max_threads())), 0, bytes, 0};
+    Loop loop = {work, job, count, MAX(1, count / (parts * max_threads())), 0, bytes};
     gomp_parallel(take_part, &loop, count > 1 ? 0 : 1, 0);
-    return !loop.failed;
+    return loop.next >= loop.count;
 }
 
 // Asks the system for the use of tiles. 0 if it refuses.
@@ -424,6 +420,7 @@ static void few_tokens(void *job, i64 index, char *memory) {
 static int multiply_few(Product product) {
     const i64 groups = product.tokens * (product.weight->in / 32);
     if (!reserve((size_t)groups * (sizeof(Digits) + 2 * sizeof(float)))) return 0;
+    // No thread's scratch is moved while they read this one: they are given no bytes more.
     Digits *digits = (Digits *)scratch;
     float *units = (float *)(digits + groups), *totals = units + groups;
     for (i64 i = 0; i < groups; i++) to_digits(product.x + 32 * i, digits + i, units + i, totals + i);
@@ -595,15 +592,14 @@ static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 static size_t lay_out(Query *query, char *memory, i64 rows, i64 size) {
     size_t at = 0;
-    // Whole tiles of rows are written, whatever their number.
-    const size_t padded = (size_t)(rows + 16), width = (size_t)size, tiles = (size_t)(size * SPAN);
+    const size_t width = (size_t)size, tiles = (size_t)(size * SPAN);
     const size_t units = (size_t)(MOST_UNITS * 16 * SPAN);
 #define PLACE(field, bytes) query->field = (void *)(memory + at), at += aligned(bytes)
-    PLACE(q, padded * width * sizeof(bf16));
-    PLACE(sums, padded * width * sizeof(float));
-    PLACE(best, padded * sizeof(float));
-    PLACE(weights, padded * sizeof(float));
-    PLACE(positions, padded * sizeof(i64));
+    PLACE(q, (size_t)rows * width * sizeof(bf16));
+    PLACE(sums, (size_t)rows * width * sizeof(float));
+    PLACE(best, (size_t)rows * sizeof(float));
+    PLACE(weights, (size_t)rows * sizeof(float));
+    PLACE(positions, (size_t)rows * sizeof(i64));
     PLACE(keys, tiles * sizeof(bf16));
     PLACE(values, tiles * sizeof(bf16));
     PLACE(scores, units * sizeof(float));
@@ -721,7 +717,7 @@ static void score(const Query *query, Unit unit, i64 tiles, float *scores) {
     STORE(3, scores + 48, 4 * SPAN);
 }
 
-// Two to the power of x, to 1e-5 of it, which is a hundredth of what rounding to bfloat16 does; 0 far below.
+// Two to the power of x, to 1e-4 of it, which is a twentieth of what rounding to bfloat16 does; 0 far below.
 static inline __m512 power_of_two(__m512 x) {
     const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
     const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -793,8 +789,9 @@ static void add_values(const Query *query, Unit unit, i64 tiles, const bf16 *sha
 // before the next, so that none waits for what it has just written.
 static void attend(const Query *query, i64 begin, i64 end, i64 slot, i64 from, i64 to) {
     const i64 window = query->job->contexts->window;
-    // Rows are in the order of their positions: the first sees least far ahead, and farthest back.
-    if (window) from = MAX(from, query->positions[begin] - window + 1);
+    // Rows are in the order of their positions: the first sees least far ahead, and farthest back. Spans begin at the
+    // same positions whatever is computed together, so that sums are the same.
+    if (window) from = MAX(from, (query->positions[begin] - window + 1) / SPAN * SPAN);
     to = MIN(to, query->positions[end - 1] + 1);
     for (; from < to; from += SPAN) {
         const i64 until = MIN(to, from + SPAN), tiles = (until - from + 15) / 16;

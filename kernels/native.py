@@ -9,7 +9,7 @@ import ctypes
 import hashlib
 import os
 import platform
-import shutil
+import shlex
 import subprocess
 import tempfile
 from ctypes import c_float, c_int, c_int64, c_void_p
@@ -30,15 +30,12 @@ MOST_BUILD_S = 120
 RUN_FIELDS, TASK_FIELDS = 4, 3
 """Numbers for each run (first token, tokens, slot, position of the first) and task (first run, runs, shared tokens)."""
 MOST_HEAD_DIM = 512
+SPAN = 64
+"""Tokens of context that attention goes through at a time."""
 
 _ARGUMENTS = {
     "treadle_linear": (c_void_p, c_void_p, c_void_p, c_int64, c_int),
     "treadle_norm": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float),
-    "treadle_norm_rope_write": (
-        *(c_void_p, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
-        *(c_int64, c_int64, c_int64, c_int64),
-    ),
-    "treadle_attention": (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
     "treadle_layers": (c_void_p, c_int64, c_void_p, c_void_p),
 }
 
@@ -63,7 +60,19 @@ class Contexts(ctypes.Structure):
     def of(
         cls, cache: Tensor, heads: int, page_table: Tensor, runs: Tensor, tasks: Tensor, window: int | None
     ) -> Contexts:
-        """As `Native.attention` takes them. The cache, of one layer, gives only its shape."""
+        """What causal attention of runs of tokens to the paged contexts of their calls needs.
+
+        Args:
+            cache: Of any layer, `[2, P, S, K, D]`: only its shape counts.
+            heads: Query heads.
+            page_table: int64 `[slots, max_pages]`.
+            runs: int32 `[R, 4]`, tokens of one call each: the first in the step, how many, the slot, the position of
+                the first.
+            tasks: int32 `[M, 3]`, runs computed together: the first, how many, and how many tokens their contexts
+                begin with in common: a multiple of `SPAN`, none after the position of a first, and 0 where there is a
+                window. Every token is in one task.
+            window: How many tokens back a token sees, itself included.
+        """
         _, _, page_size, kv_heads, head_dim = cache.shape
         return cls(
             *(page_table.data_ptr(), page_table.shape[1], page_size, heads, kv_heads, head_dim, window or 0),
@@ -101,91 +110,33 @@ class NativeUnavailable(Exception):
 
 
 class Native:
-    """The operations. All tensors are bfloat16, contiguous and on the CPU, unless something else is said."""
+    """The operations; `library` has their parts too.
+
+    All tensors are bfloat16, contiguous and on the CPU, unless something else is said.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         for name, arguments in _ARGUMENTS.items():
             getattr(library, name).argtypes = arguments
-        self._library = library
+        self.library = library
 
     def linear(self, weight: ctypes.Structure, x: Tensor, out: Tensor) -> None:
         """The product of `[T, in]` inputs with a weight as `native_linear` lays it out; `out` may be float32."""
         wide = out.dtype == torch.float32
-        self._check(self._library.treadle_linear(ctypes.byref(weight), x.data_ptr(), out.data_ptr(), len(x), int(wide)))
-
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """As `reference.rms_norm`, of `[T, N]`."""
-        out = torch.empty_like(x)
-        tensors = x.data_ptr(), None, weight.data_ptr(), out.data_ptr()
-        self._check(self._library.treadle_norm(*tensors, *x.shape, eps))
-        return out
+        torch.get_num_threads()  # makes torch's number that of OpenMP, which is each thread's own
+        self._check(self.library.treadle_linear(ctypes.byref(weight), x.data_ptr(), out.data_ptr(), len(x), int(wide)))
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """As `reference.add_rms_norm`, but `residual` itself becomes the sum."""
         out = torch.empty_like(x)
         tensors = x.data_ptr(), residual.data_ptr(), weight.data_ptr(), out.data_ptr()
-        self._check(self._library.treadle_norm(*tensors, *x.shape, eps))
+        self._check(self.library.treadle_norm(*tensors, *x.shape, eps))
         return out, residual
-
-    def norm_rope_write(
-        self,
-        qkv: Tensor,
-        q_norm: Tensor | None,
-        k_norm: Tensor | None,
-        eps: float,
-        cos: Tensor,
-        sin: Tensor,
-        cache: Tensor,
-        places: Tensor,
-    ) -> Tensor:
-        """As `reference.norm_rope_write`, for a cache that is not quantised."""
-        kv_heads, size = cache.shape[3:]
-        heads = qkv.shape[1] - 2 * kv_heads
-        queries = qkv.new_empty(len(qkv), heads, size)
-        self._check(
-            self._library.treadle_norm_rope_write(
-                qkv.data_ptr(),
-                None if q_norm is None else q_norm.data_ptr(),
-                None if k_norm is None else k_norm.data_ptr(),
-                eps,
-                cos.data_ptr(),
-                sin.data_ptr(),
-                cache[0].data_ptr(),
-                cache[1].data_ptr(),
-                places.data_ptr(),
-                queries.data_ptr(),
-                *(len(qkv), heads, kv_heads, size),
-            )
-        )
-        return queries
-
-    def attention(
-        self, q: Tensor, cache: Tensor, page_table: Tensor, runs: Tensor, tasks: Tensor, window: int | None
-    ) -> Tensor:
-        """Causal attention of runs of tokens to the paged contexts of their calls.
-
-        Args:
-            q: `[T, H, D]`.
-            cache: Keys and values of the layer, `[2, P, S, K, D]`.
-            page_table: int64 `[slots, max_pages]`.
-            runs: int32 `[R, 4]`, tokens of one call each: the first in `q`, how many, the slot, the position of the
-                first.
-            tasks: int32 `[M, 3]`, runs computed together: the first, how many, and how many tokens their contexts
-                begin with in common, none of which is after the position of a first. Every token is in one task.
-            window: How many tokens back a token sees, itself included.
-
-        Returns:
-            `[T, H, D]`.
-        """
-        out = torch.empty_like(q)
-        contexts = Contexts.of(cache, q.shape[1], page_table, runs, tasks, window)
-        tensors = q.data_ptr(), cache[0].data_ptr(), cache[1].data_ptr(), out.data_ptr()
-        self._check(self._library.treadle_attention(ctypes.byref(contexts), *tensors))
-        return out
 
     def layers(self, layers: ctypes.Array[LayerWeights], step: Pass, contexts: Contexts) -> None:
         """Takes the hidden states of a step through all layers: see `NativeLayers`."""
-        self._check(self._library.treadle_layers(layers, len(layers), ctypes.byref(step), ctypes.byref(contexts)))
+        torch.get_num_threads()  # as in `linear`
+        self._check(self.library.treadle_layers(layers, len(layers), ctypes.byref(step), ctypes.byref(contexts)))
 
     @staticmethod
     def _check(succeeded: int) -> None:
@@ -194,8 +145,8 @@ class Native:
 
 
 @cache
-def load_native(folder: Path) -> Native:
-    """The operations, built into `folder` if they are not there yet.
+def load_native(folder: Path, compiler: str | None) -> Native:
+    """The operations, built into `folder` by a C compiler, with its arguments, if they are not there yet.
 
     Raises `NativeUnavailable` where the processor, the system or a compiler is missing.
     """
@@ -203,7 +154,7 @@ def load_native(folder: Path) -> Native:
     if missing:
         raise NativeUnavailable(f"this processor has no {', '.join(missing)}")
     try:
-        library = ctypes.CDLL(str(_built(folder)))
+        library = ctypes.CDLL(str(_built(folder, compiler)))
         # The threads of torch: in whatever library they are, torch's own leads to it.
         torch_library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
         threads = [
@@ -227,9 +178,8 @@ def missing_features() -> list[str]:
     return [name for name in FEATURES if name not in found]
 
 
-def _built(folder: Path) -> Path:
+def _built(folder: Path, compiler: str | None) -> Path:
     """The library of this source and this compiler in a folder. It is put there whole or not at all."""
-    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     if compiler is None:
         raise NativeUnavailable("there is no C compiler: install one, or name it in CC")
     key = hashlib.sha256(SOURCE.read_bytes() + "\0".join((*FLAGS, compiler)).encode()).hexdigest()[:16]
@@ -239,9 +189,9 @@ def _built(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as staging:
         built = Path(staging) / library.name
-        command = [*compiler.split(), *FLAGS, "-o", str(built), str(SOURCE), "-lm"]
+        command = [*shlex.split(compiler), *FLAGS, "-o", str(built), str(SOURCE), "-lm"]
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=MOST_BUILD_S)
+            subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=MOST_BUILD_S)
         except subprocess.CalledProcessError as error:
             raise NativeUnavailable(f"{compiler} cannot build native.c: {error.stderr.strip()[-500:]}") from None
         except (OSError, subprocess.TimeoutExpired) as error:

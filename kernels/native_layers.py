@@ -71,7 +71,7 @@ class NativeLayers:
             angles: Cosines and sines, `[T, 1, D]` each.
             kv: `[layers, 2, P, S, K, D]`.
             places: `[T]`, where the keys and values of the step's tokens go.
-            page_table, runs, tasks, window: As `Native.attention` takes them.
+            page_table, runs, tasks, window: As `Contexts.of` takes them.
 
         Returns:
             What the last layer adds, and what it is added to.

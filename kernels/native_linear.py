@@ -34,8 +34,8 @@ class _Weight(ctypes.Structure):
 class NativeLinear:
     """`x @ weight.T + bias`, summed in float32. A row's result depends on the others only by how many there are.
 
-    With codes, up to 8 inputs are multiplied exactly, and more with the weights that the codes stand for, rounded to
-    bfloat16.
+    With codes, up to 8 inputs, in 16 bits each, are multiplied with them as they are, and more with the weights that
+    the codes stand for, rounded to bfloat16.
 
     Args:
         native: The operations.
@@ -63,6 +63,7 @@ class NativeLinear:
             blocks, (out_features, in_features) = _coded_blocks(weight), weight.codes.shape
         # The weight holds addresses only: what is there must live as long.
         self._tensors = blocks, bias
+        assert fits_native(out_features, in_features) and not (gated and out_features % (2 * OUT_MULTIPLE))
         self.out_features = out_features // 2 if gated else out_features
         self.weight = _Weight(
             kind, in_features, out_features, gated, blocks.data_ptr(), None if bias is None else bias.data_ptr()
@@ -101,7 +102,7 @@ def _coded_blocks(matrix: Int4Matrix | Int8Matrix) -> Tensor:
     if isinstance(matrix, Int8Matrix):
         unsigned = matrix.codes.view(torch.uint8) ^ 128
         fours = unsigned.view(columns, OUT_MULTIPLE, steps, 8, 4).permute(0, 2, 3, 1, 4)
-        minima = -128 * matrix.scales
+        minima = -128 * matrix.scales.half().float()
     else:
         halves = matrix.codes.view(columns, OUT_MULTIPLE, steps, 4, 2, 4)
         fours = (halves[..., 0, :] | (halves[..., 1, :] << 4)).permute(0, 2, 3, 1, 4)

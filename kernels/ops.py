@@ -98,14 +98,6 @@ class SharedKernel(Protocol):
     ) -> Tensor: ...
 
 
-class Attend(Protocol):
-    """See `Native.attention`."""
-
-    def __call__(
-        self, q: Tensor, cache: Tensor, page_table: Tensor, runs: Tensor, tasks: Tensor, window: int | None
-    ) -> Tensor: ...
-
-
 @dataclass(frozen=True, slots=True)
 class PagedKernels:
     """Attention that follows page tables on the device. `num_splits` of a decode step is by its rows and KV heads."""
@@ -120,8 +112,8 @@ class PagedKernels:
 class Ops:
     """What has a kernel on some device. `reference` and `sampling` say what each does.
 
-    `add_rms_norm` may write over its second argument. Contexts are attended to by `attend`, or by `paged` kernels;
-    without either they are gathered first.
+    `add_rms_norm` may write over its second argument. Without `paged` kernels contexts are gathered before they are
+    attended to.
     """
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
@@ -130,7 +122,6 @@ class Ops:
     swiglu: Callable[[Tensor], Tensor]
     copy_pages: Callable[[Tensor, Tensor, Tensor, Tensor], None]
     choose: Choose
-    attend: Attend | None = None
     paged: PagedKernels | None = None
 
 
@@ -145,11 +136,5 @@ REFERENCE = Ops(
 
 
 def native_ops(native: Native) -> Ops:
-    """The operations of a processor that `native.c` is for."""
-    return replace(
-        REFERENCE,
-        rms_norm=native.rms_norm,
-        add_rms_norm=native.add_rms_norm,
-        norm_rope_write=native.norm_rope_write,
-        attend=native.attention,
-    )
+    """What there is of `native.c` outside of the layers, which are one operation (`NativeLayers`)."""
+    return replace(REFERENCE, add_rms_norm=native.add_rms_norm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,11 @@ def cache_dir() -> Path:
     # The XDG specification has relative paths ignored.
     base = Path(shared) if os.path.isabs(shared) else Path.home() / ".cache"
     return base / "treadle"
+
+
+def c_compiler() -> str | None:
+    """The C compiler, with its arguments: `$CC`, or the first there is of `cc`, `gcc` and `clang`."""
+    return os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
 
 
 def child_environment(extra: Mapping[str, str], defaults: Mapping[str, str]) -> dict[str, str]:

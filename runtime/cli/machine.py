@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from treadle.runtime.config import c_compiler
 from treadle.runtime.engine.cgroup import usable_cores, usable_memory
 
 PACKAGES = ("torch", "numpy", "safetensors", "gguf", "tokenizers", "jinja2", "rich")
@@ -82,7 +83,7 @@ def native_problem(folder: Path) -> str | None:
     from treadle.kernels.native import NativeUnavailable, load_native
 
     try:
-        load_native(folder)
+        load_native(folder, c_compiler())
     except NativeUnavailable as error:
         return str(error)
     return None

@@ -51,14 +51,15 @@ class EngineConfig:
         graphs: Whether a GPU replays decode steps as CUDA graphs, captured when a batch size first comes.
         overlap: Whether a step is launched before the tokens of the one before are read. None: where the device
             works on its own; a CPU does not, so there it would only delay every token by a step.
-        weights: Which matrices of the layers are in codes of 4 or 8 bits. `auto`: those that the checkpoint stores so
-            (Q4_0, Q4_1, Q8_0), where there is a product with them, and the dtype is bfloat16. `full`: none. `int8`,
-            `int4`: all; others are rounded. Without `native` only 4 bits have a product, for at most 8 tokens, and
-            matrices are kept in bfloat16 too, but with `int4-only`: least memory, slow prompts.
+        weights: Which matrices are in codes of 4 or 8 bits. `auto`: those that the checkpoint stores so (Q4_0, Q4_1,
+            Q8_0), where there is a product with them, and the dtype is bfloat16. `full`: none. `int4`: all of the
+            layers; others are rounded. `int8`: the same, and those stored in 4 bits stay so. Without `native` only 4
+            bits have a product, for at most 8 tokens, and matrices are kept in bfloat16 too, but with `int4-only`:
+            least memory, slow prompts.
         native: Whether a CPU computes with operations of our own, built by the C compiler at the first start. They are
             for bfloat16, and for processors with AMX; elsewhere, and without a compiler, torch computes.
-        packed_weights: Whether matrices are laid out for the processor when they are loaded. Only bfloat16 gains, and
-            a head that is tied to the embedding is kept twice.
+        packed_weights: Whether torch's matrices are laid out for the processor when they are loaded. Only bfloat16
+            gains, and a head that is tied to the embedding is kept twice, as it always is with `native`.
         learned: A file that keeps between runs how long pauses and outputs are: read, if it is there, when the engine
             is built, and written when it is closed. Of two engines that share one, the last to close wins.
         num_threads: Threads for tensor operations; None leaves torch's choice, within the process's share of the cores.

@@ -7,20 +7,21 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from treadle.kernels.codes import GROUP, Int4Matrix
+from treadle.kernels.codes import GROUP, Int4Matrix, Int8Matrix
 from treadle.kernels.int4 import can_multiply_int4
 from treadle.kernels.linear import can_pack
 from treadle.runtime.engine.cgroup import usable_memory
 from treadle.runtime.engine.config import EngineConfig, kv_bytes_per_token, torch_dtype
+from treadle.runtime.engine.native import is_native
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.models.checkpoint import Checkpoint
-from treadle.runtime.models.config import INT4_WEIGHTS, ModelConfig
+from treadle.runtime.models.config import INT4_WEIGHTS, ModelConfig, Weights
 
 DEFAULT_KV_BYTES = 2 * 2**30
 LEAST_CONTEXT, CONTEXT_STEP = 2048, 1024
 """Tokens: the shortest context that is worth proposing, and what it is rounded to."""
-INT4_BYTES = 0.5 + 2 * 2 / GROUP
-"""Of a weight in 4 bits, with its share of a scale and a minimum."""
+INT4_BYTES, INT8_BYTES = 0.5 + 2 * 2 / GROUP, 1 + 2 * 2 / GROUP
+"""Of a weight in codes, with its share of a scale and a minimum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,9 @@ def footprint(checkpoint: Checkpoint, config: EngineConfig) -> Footprint:
     """What a model takes. Of a checkpoint whose matrices are stored in several ways, one speaks for all."""
     model, dtype = checkpoint.config, torch_dtype(config.dtype, config.device)
     embedding = model.vocab_size * model.hidden_size
-    has_head = not model.tied_embeddings or (config.packed_weights and can_pack(torch.device(config.device), dtype))
     matrices = model.num_parameters - embedding * (1 if model.tied_embeddings else 2)
-    weights = matrices * _bytes_per_weight(checkpoint, config, dtype) + embedding * dtype.itemsize * (1 + has_head)
+    per_weight = _bytes_per_weight(checkpoint, config, dtype)
+    weights = matrices * per_weight + embedding * (dtype.itemsize + _head_bytes(checkpoint, config, dtype))
     page = config.page_size * kv_bytes_per_token(model, dtype)
     return Footprint(int(weights), page, -(-max_context(model, config) // config.page_size))
 
@@ -82,11 +83,26 @@ def max_context(model: ModelConfig, config: EngineConfig) -> int:
 
 
 def _bytes_per_weight(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype) -> float:
-    """Of the layers' matrices: in 4 bits, in the model's type, or in both."""
-    in_int4 = config.weights in INT4_WEIGHTS
-    if config.weights == "auto" and can_multiply_int4(torch.device(config.device), dtype):
-        in_int4 = isinstance(checkpoint.codes("model.layers.0.self_attn.k_proj.weight"), Int4Matrix)
+    """Of the layers' matrices: in codes, in the model's type, or in both."""
+    stored = checkpoint.codes("model.layers.0.self_attn.k_proj.weight")
+    in_int4 = config.weights in INT4_WEIGHTS or (isinstance(stored, Int4Matrix) and config.weights != "full")
+    in_int8 = config.weights == "int8" or (isinstance(stored, Int8Matrix) and config.weights != "full")
+    if is_native(checkpoint.config, config):
+        return INT4_BYTES if in_int4 else INT8_BYTES if in_int8 else dtype.itemsize
+    in_int4 = in_int4 and can_multiply_int4(torch.device(config.device), dtype)
     return (INT4_BYTES if in_int4 else 0) + (0 if config.weights == "int4-only" else dtype.itemsize)
+
+
+def _head_bytes(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype) -> float:
+    """Of a weight of the head, beside the embedding."""
+    tied = checkpoint.config.tied_embeddings
+    if not is_native(checkpoint.config, config):
+        is_packed = config.packed_weights and can_pack(torch.device(config.device), dtype)
+        return dtype.itemsize if not tied or is_packed else 0
+    stored = checkpoint.codes("model.embed_tokens.weight" if tied else "lm_head.weight")
+    if stored is None or config.weights == "full":
+        return dtype.itemsize
+    return INT4_BYTES if isinstance(stored, Int4Matrix) else INT8_BYTES
 
 
 def _too_large(checkpoint: Checkpoint, config: EngineConfig, memory: int) -> str:
@@ -117,7 +133,7 @@ def _fits(checkpoint: Checkpoint, config: EngineConfig, memory: int) -> Iterator
     """The smallest changes to a configuration with which the model fits, in words: of weights and context, and of
     weights alone."""
     whole = max_context(checkpoint.config, config)
-    contexts = [(form, _fitting_context(checkpoint, form, memory)) for form in (config, *_smaller(config))]
+    contexts = [(form, _fitting_context(checkpoint, form, memory)) for form in (config, *_smaller(checkpoint, config))]
     for form, context in contexts:
         if min(LEAST_CONTEXT, whole) <= context < whole:
             yield " and ".join((*_words(config, form), f"max_context={context}"))
@@ -128,15 +144,20 @@ def _fits(checkpoint: Checkpoint, config: EngineConfig, memory: int) -> Iterator
             break
 
 
-def _smaller(config: EngineConfig) -> Iterator[EngineConfig]:
+def _smaller(checkpoint: Checkpoint, config: EngineConfig) -> Iterator[EngineConfig]:
     """Configurations with smaller weights, the nearest first."""
     if torch_dtype(config.dtype, config.device) == torch.float32:
         config = replace(config, dtype="bfloat16")
         yield config
-    if config.weights != "full":
-        yield replace(config, weights="full")
-    if can_multiply_int4(torch.device(config.device), torch.bfloat16):
-        yield replace(config, weights="int4-only")
+    forms: tuple[Weights, ...] = ("full",)
+    if is_native(checkpoint.config, config):
+        forms = ("full", "int8", "int4")
+    elif can_multiply_int4(torch.device(config.device), torch.bfloat16):
+        forms = ("full", "int4-only")
+    least = footprint(checkpoint, config).weights
+    for smaller in (replace(config, weights=weights) for weights in forms):
+        if footprint(checkpoint, smaller).weights < least:
+            yield smaller
 
 
 def _fitting_context(checkpoint: Checkpoint, config: EngineConfig, memory: int) -> int:

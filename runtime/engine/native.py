@@ -6,7 +6,7 @@ import torch
 
 from treadle.kernels.native import MOST_HEAD_DIM, Native, NativeUnavailable, load_native
 from treadle.kernels.native_linear import fits_native
-from treadle.runtime.config import cache_dir
+from treadle.runtime.config import c_compiler, cache_dir
 from treadle.runtime.engine.config import EngineConfig, torch_dtype
 from treadle.runtime.models.config import ModelConfig
 from treadle.runtime.models.layout import tensor_shapes
@@ -21,9 +21,14 @@ def find_native(model: ModelConfig, config: EngineConfig) -> Native | None:
     if not wanted or not _fits(model):
         return None
     try:
-        return load_native(cache_dir())
+        return load_native(cache_dir(), c_compiler())
     except NativeUnavailable:
         return None
+
+
+def is_native(model: ModelConfig, config: EngineConfig) -> bool:
+    """Whether `find_native` finds something."""
+    return find_native(model, config) is not None
 
 
 def _fits(model: ModelConfig) -> bool:

@@ -17,7 +17,7 @@ from treadle.runtime.engine.paged import PagedAttention
 from treadle.runtime.engine.sampler import Sampled, SampleRow, sample, token_logprob
 from treadle.runtime.engine.sharing import SharedPrefix, find_sharing
 from treadle.runtime.engine.state import DeviceState
-from treadle.runtime.models.decoder import Attention, Decoder
+from treadle.runtime.models.decoder import Attention, Decoder, LayersAttention
 from treadle.scheduler import Row, SamplingParams, TokenLogprob
 
 
@@ -107,10 +107,12 @@ class Runner:
         alone = set(range(len(single))).difference(*(group.rows for group in found))
         return [*ordered, *(single[i] for i in sorted(alone)), *rows[len(single) :]], groups
 
-    def _attention(self, rows: Sequence[Row], layout: Layout, sharing: Sequence[SharedPrefix]) -> Attention:
-        window, attend, kernels = self.decoder.config.sliding_window, self.device.ops.attend, self.device.ops.paged
-        if attend is not None:
-            return NativeAttention(self.state, attend, rows, layout, window, sharing)
+    def _attention(
+        self, rows: Sequence[Row], layout: Layout, sharing: Sequence[SharedPrefix]
+    ) -> Attention | LayersAttention:
+        window, kernels = self.decoder.config.sliding_window, self.device.ops.paged
+        if self.decoder.native_layers is not None:
+            return NativeAttention(self.state, rows, layout, window, sharing)
         if kernels is None:
             return GatheredAttention(self.state, rows, layout, self.decoder.dtype, window, sharing)
         return PagedAttention.of(self.state, kernels, rows, layout, self.device, window, sharing)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Weights = Literal["auto", "full", "int8", "int4", "int4-only"]
-"""Which matrices of the layers are kept in 4 bits, see `EngineConfig`."""
+"""Which matrices of the layers are kept in codes, see `EngineConfig`."""
 WEIGHTS: tuple[Weights, ...] = ("auto", "full", "int8", "int4", "int4-only")
 INT4_WEIGHTS: tuple[Weights, ...] = ("int4", "int4-only")
 

@@ -36,8 +36,10 @@ class Attention(Protocol):
 
 
 @runtime_checkable
-class LayersAttention(Attention, Protocol):
-    """An attention that can be part of one operation for all layers."""
+class LayersAttention(Protocol):
+    """The same where all layers are one operation."""
+
+    positions: Tensor
 
     def run(self, layers: NativeLayers, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """What the last layer adds, and what it is added to, of `[T, hidden_size]` embeddings."""
@@ -62,7 +64,10 @@ class Layer:
 
 
 class Decoder:
-    """Turns token ids into logits. Weights stay as they are; keys and values live behind `Attention`."""
+    """Turns token ids into logits. Weights stay as they are; keys and values live behind `Attention`.
+
+    `native_layers` are all layers as one operation, where `native.c` computes: `forward` then takes `LayersAttention`.
+    """
 
     def __init__(
         self,
@@ -83,9 +88,9 @@ class Decoder:
         self._head = head
         self._ops = ops
         self._rope = Rope(config, self.device)
-        self._native_layers = native_layers
+        self.native_layers = native_layers
 
-    def forward(self, token_ids: Tensor, attention: Attention, wanted: Tensor) -> Tensor:
+    def forward(self, token_ids: Tensor, attention: Attention | LayersAttention, wanted: Tensor) -> Tensor:
         """Runs a step.
 
         Args:
@@ -98,8 +103,9 @@ class Decoder:
         """
         angles = self._rope.angles(attention.positions, self.dtype)
         x = F.embedding(token_ids, self._embedding)
-        if self._native_layers is not None and isinstance(attention, LayersAttention):
-            h, x = attention.run(self._native_layers, x, angles)
+        if isinstance(attention, LayersAttention):
+            assert self.native_layers is not None
+            h, x = attention.run(self.native_layers, x, angles)
         else:
             h, x = self._run(x, angles, attention)
         h, _ = self._ops.add_rms_norm(h[wanted], x[wanted], self._norm, self.config.rms_norm_eps)
@@ -141,12 +147,12 @@ def load_decoder(
 
     Args:
         checkpoint: What is read.
-        dtype: Of the weights that are not in 4 bits, and of everything computed.
+        dtype: Of the weights that are not in codes, and of everything computed.
         device: Where the decoder is.
         ops: What it computes with there.
         weights: Which matrices of the layers are kept in codes.
         packed_weights: Keep the others in the layout that the processor multiplies fastest, where there is one.
-        native: What multiplies, instead of torch.
+        native: What computes the layers and the head, instead of `ops`.
 
     Raises `CorruptModelError` for what is missing or damaged, `InvalidRequestError` for what cannot be in codes.
     """
@@ -169,7 +175,7 @@ def load_decoder(
     embedding = reader.tensor("model.embed_tokens.weight")
     layers = [layer(f"model.layers.{index}") for index in range(config.num_layers)]
     name = "model.embed_tokens.weight" if config.tied_embeddings else "lm_head.weight"
-    head = reader.head(name, embedding if config.tied_embeddings else reader.tensor(name))
+    head = reader.head(name, embedding if config.tied_embeddings else None)
     norm = reader.tensor("model.norm.weight")
     fused = NativeLayers(native, layers, config.num_heads, config.rms_norm_eps) if native is not None else None
     return Decoder(config, embedding, layers, norm, head, ops, fused)

@@ -53,7 +53,7 @@ class HuggingFaceCheckpoint:
         return self._shards.read(name)
 
     def codes(self, name: str) -> Int4Matrix | Int8Matrix | None:
-        """None: no matrix is stored in 4 bits."""
+        """None: no matrix is stored in codes."""
         return None
 
     def _refuse_unknown_tensors(self, stored: Collection[str]) -> None:

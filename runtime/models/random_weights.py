@@ -52,7 +52,7 @@ class RandomCheckpoint:
         return noise if name.endswith(".bias") else noise.add_(1.0)
 
     def codes(self, name: str) -> Int4Matrix | Int8Matrix | None:
-        """None: no matrix is made in 4 bits."""
+        """None: no matrix is made in codes."""
         return None
 
     def _noise(self, name: str, shape: Shape, std: float) -> torch.Tensor:

@@ -60,10 +60,11 @@ class WeightReader:
         self._weights: Weights = weights
         if native is None and (weights == "int8" or not can_multiply_int4(device, dtype)):
             if weights == "int8" or weights in INT4_WEIGHTS:
-                needs = "AMX and a C compiler" if weights == "int8" else "AVX2 or AVX-512"
+                needs = "AMX, a C compiler and native=True" if weights == "int8" else "AVX2 or AVX-512"
                 raise InvalidRequestError(
                     f"weights is {weights!r}: products with such weights are there for bfloat16 on a CPU with {needs}, "
-                    f"not for {str(dtype).removeprefix('torch.')} on this {device.type}; use weights='auto'"
+                    f"not for {str(dtype).removeprefix('torch.')} on this {device.type} as it is set up; use "
+                    "weights='auto'"
                 )
             self._weights = "full"
 
@@ -76,12 +77,17 @@ class WeightReader:
         """The product with a matrix in the model's type, by torch."""
         return Linear(weight, bias, packed=self._packed)
 
-    def head(self, name: str, weight: Tensor) -> Projection:
-        """The product, in float32, with the matrix that logits come from, or with its codes if it is stored in some."""
-        if self._native is None:
-            return Head(weight, packed=self._packed)
-        codes = self._checkpoint.codes(name) if self._weights != "full" else None
-        return NativeLinear(self._native, weight if codes is None else codes, dtype=torch.float32)
+    def head(self, name: str, weight: Tensor | None) -> Projection:
+        """The product, in float32, with the matrix that logits come from, or with its codes if it is stored in some.
+
+        `weight` is that matrix, if it has been read for something else.
+        """
+        codes = self._checkpoint.codes(name) if self._native is not None and self._weights != "full" else None
+        matrix = codes if codes is not None else self.tensor(name) if weight is None else weight
+        if self._native is not None:
+            return NativeLinear(self._native, matrix, dtype=torch.float32)
+        assert isinstance(matrix, Tensor)
+        return Head(matrix, packed=self._packed)
 
     def gated(self, gate: str, up: str, *, bias: bool) -> Projection:
         """`silu` of the product with one matrix, times that with another. Raises as `projection` does."""
@@ -123,15 +129,18 @@ class WeightReader:
         int8 = [matrix for matrix in codes if isinstance(matrix, Int8Matrix)]
         if len(int4) == len(names):
             return concat_rows(int4)
+        if self._weights == "int8":
+            return concat_rows([self._in_int8(name, matrix) for name, matrix in zip(names, codes, strict=True)])
         return concat_rows(int8) if len(int8) == len(names) and self._native is not None else None
 
     def _codes(self, name: str) -> Int4Matrix | Int8Matrix | None:
         stored = self._checkpoint.codes(name)
         if self._weights in INT4_WEIGHTS and not isinstance(stored, Int4Matrix):
             return quantize_int4(self._checkpoint.tensor(name))
-        if self._weights == "int8" and stored is None:
-            return quantize_int8(self._checkpoint.tensor(name))
         return stored
+
+    def _in_int8(self, name: str, stored: Int4Matrix | Int8Matrix | None) -> Int8Matrix:
+        return stored if isinstance(stored, Int8Matrix) else quantize_int8(self._checkpoint.tensor(name))
 
     def _fits_int4(self, names: Sequence[str]) -> bool:
         out_features, in_features = sum(self._shapes[name][0] for name in names), self._shapes[names[0]][1]

@@ -13,6 +13,7 @@ from treadle.kernels.int4 import can_multiply_int4
 from treadle.runtime.engine import memory
 from treadle.runtime.engine.config import EngineConfig
 from treadle.runtime.engine.memory import footprint, num_kv_pages
+from treadle.runtime.engine.native import is_native
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.models import SHAPES, RandomCheckpoint
 
@@ -26,6 +27,11 @@ needs_int4 = pytest.mark.skipif(
 )
 
 
+needs_native = pytest.mark.skipif(
+    not is_native(LLAMA_8B.config, EngineConfig(dtype="bfloat16")), reason="native.c cannot be used here"
+)
+
+
 @pytest.fixture
 def machine(monkeypatch):
     """Sets how much memory there is, in GiB."""
@@ -33,7 +39,7 @@ def machine(monkeypatch):
 
 
 def in_bfloat16(**settings):
-    return EngineConfig(dtype="bfloat16", **settings)
+    return EngineConfig(**{"dtype": "bfloat16", "native": False, **settings})
 
 
 FITTING = [
@@ -54,6 +60,24 @@ def test_the_smallest_changes_that_let_a_model_fit_are_proposed(gib, settings, c
         num_kv_pages(LLAMA_8B, in_bfloat16(**settings))
     for change in changes:
         assert num_kv_pages(LLAMA_8B, in_bfloat16(**(settings | change))) > 0
+
+
+FITTING_CODES = [
+    (24, {}, [{"max_context": 73_728}, {"weights": "int4"}]),
+    (20, {"max_context": 65_536}, [{"max_context": 40_960}, {"weights": "int8"}]),
+    (8, {}, [{"weights": "int4", "max_context": 13_312}]),
+]
+
+
+@needs_native
+@pytest.mark.parametrize(("gib", "settings", "changes"), FITTING_CODES)
+def test_codes_alone_are_proposed_where_they_are_the_only_form(gib, settings, changes, machine):
+    machine(gib)
+    words = [" and ".join(f"{name}={value!r}" for name, value in change.items()) for change in changes]
+    with pytest.raises(InvalidRequestError, match=f"use {re.escape(', or '.join(words))}$"):
+        num_kv_pages(LLAMA_8B, in_bfloat16(native=True, **settings))
+    for change in changes:
+        assert num_kv_pages(LLAMA_8B, in_bfloat16(native=True, **(settings | change))) > 0
 
 
 def test_what_no_change_lets_fit_is_too_large(machine):

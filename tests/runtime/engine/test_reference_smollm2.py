@@ -14,6 +14,7 @@ from treadle.kernels.int4 import can_multiply_int4
 from treadle.runtime.config import cache_dir
 from treadle.runtime.engine.build import build_engine
 from treadle.runtime.engine.config import EngineConfig
+from treadle.runtime.engine.native import is_native
 from treadle.runtime.models import open_checkpoint, resolve
 from treadle.runtime.models.config import WEIGHTS
 from treadle.runtime.text.chat_template import encode_chat
@@ -68,11 +69,17 @@ def ask(bench, tokenizer, call_id, question, max_tokens=40):
     return bench.run()[call_id]
 
 
-@pytest.mark.parametrize("packed_weights", [True, False])
-@pytest.mark.parametrize("weights", [*WEIGHTS] if CAN_INT4 else ["auto", "full"])
-def test_bfloat16_answers_like_float32(checkpoint, tokenizer, weights, packed_weights):
+BY_TORCH = [weights for weights in WEIGHTS if weights != "int8"] if CAN_INT4 else ["auto", "full"]
+FORMS = [{"native": False, "weights": weights, "packed_weights": packed} for weights in BY_TORCH for packed in (0, 1)]
+FORMS += [{"native": True, "weights": weights} for weights in WEIGHTS]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_bfloat16_answers_like_float32(checkpoint, tokenizer, form):
     """Not token-equal, by design; but the best token of float32 is the best of bfloat16 nearly always."""
-    config = EngineConfig(dtype="bfloat16", num_pages=512, weights=weights, packed_weights=packed_weights)
+    config = EngineConfig(dtype="bfloat16", num_pages=512, **form)
+    if form["native"] and not is_native(checkpoint.config, config):
+        pytest.skip("native.c cannot be used here")
     engine = build_engine(checkpoint, tokenizer, config)
     assert engine.runner.decoder.dtype is torch.bfloat16
     bench = Bench(engine=engine)
@@ -81,18 +88,22 @@ def test_bfloat16_answers_like_float32(checkpoint, tokenizer, weights, packed_we
         assert (outcome.text, outcome.end.reason) == (answer, "stop")
 
 
+@pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("before", ["Tell me a joke.", "What is 2+2?", "What is the capital of Germany?"])
-def test_a_cached_prefix_does_not_change_the_answer_in_bfloat16(checkpoint, tokenizer, before):
+def test_a_cached_prefix_does_not_change_the_answer_in_bfloat16(checkpoint, tokenizer, before, native):
     """With logits rounded to bfloat16 the first token was a tie, and a cached page turned it."""
-    bench = Bench(engine=build_engine(checkpoint, tokenizer, EngineConfig(dtype="bfloat16", num_pages=512)))
+    config = EngineConfig(dtype="bfloat16", native=native, num_pages=512)
+    bench = Bench(engine=build_engine(checkpoint, tokenizer, config))
     ask(bench, tokenizer, "before", before, max_tokens=4)
     outcome = ask(bench, tokenizer, "call", "What is the capital of France?")
     assert outcome.end.usage.cached > 0
     assert outcome.text == "The capital of France is Paris."
 
 
-def test_the_two_best_tokens_never_tie_in_bfloat16(checkpoint, tokenizer):
-    bench = Bench(engine=build_engine(checkpoint, tokenizer, EngineConfig(dtype="bfloat16", num_pages=1024)))
+@pytest.mark.parametrize("native", [False, True])
+def test_the_two_best_tokens_never_tie_in_bfloat16(checkpoint, tokenizer, native):
+    config = EngineConfig(dtype="bfloat16", native=native, num_pages=1024)
+    bench = Bench(engine=build_engine(checkpoint, tokenizer, config))
     for index, text in enumerate(PROMPTS):
         bench.submit(f"call {index}", tokenizer.encode(text), max_tokens=MAX_TOKENS)
     outcomes = bench.run().values()
