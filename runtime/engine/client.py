@@ -122,6 +122,9 @@ class ThreadedEngine:
             woken.clear()
             while self._outbox:
                 batch = self._outbox.popleft()
+                if batch is None and self.failure is not None:
+                    reason = f"{type(self.failure).__name__}: {self.failure}"
+                    raise EngineClosedError(f"the engine failed: {reason}") from self.failure
                 if batch is None:
                     return
                 yield batch

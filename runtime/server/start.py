@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from treadle.runtime.engine.engine import Engine
 
 
+CLOSE_S = 5.0
+"""How long the end of a server waits for the accounts of its programs."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpenEngine:
     """An engine that is loaded.
@@ -131,7 +135,9 @@ async def serving(config: ServerConfig, engine: OpenEngine, tokenizer: Tokenizer
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await programs.close()
+            with contextlib.suppress(TimeoutError):  # an engine that hangs gives no accounts
+                async with asyncio.timeout(CLOSE_S):
+                    await programs.close()
             await asyncio.to_thread(tracing.close)
 
 
