@@ -793,6 +793,7 @@ static void attend(const Query *query, i64 begin, i64 end, i64 slot, i64 from, i
     // same positions whatever is computed together, so that sums are the same.
     if (window) from = MAX(from, (query->positions[begin] - window + 1) / SPAN * SPAN);
     to = MIN(to, query->positions[end - 1] + 1);
+    int configured = 0;
     for (; from < to; from += SPAN) {
         const i64 until = MIN(to, from + SPAN), tiles = (until - from + 15) / 16;
         if (query->leads) look_ahead(query->job, query->head, slot, until, to);
@@ -808,7 +809,8 @@ static void attend(const Query *query, i64 begin, i64 end, i64 slot, i64 from, i
                 units[count++] = (Unit){next, rows};
             }
             for (int i = 0; i < count; i++) {
-                if (!i || units[i].rows != units[i - 1].rows) configure_rows(units[i].rows, units[i].rows);
+                if (units[i].rows != configured) configure_rows(units[i].rows, units[i].rows);
+                configured = units[i].rows;
                 score(query, units[i], tiles, query->scores + i * 16 * SPAN);
             }
             for (int i = 0; i < count; i++)
@@ -816,7 +818,8 @@ static void attend(const Query *query, i64 begin, i64 end, i64 slot, i64 from, i
                     weigh(query, units[i].row + row, from, until, query->scores + (16 * i + row) * SPAN,
                           query->shares + (16 * i + row) * SPAN);
             for (int i = 0; i < count; i++) {
-                if (!i || units[i].rows != units[i - 1].rows) configure_rows(units[i].rows, units[i].rows);
+                if (units[i].rows != configured) configure_rows(units[i].rows, units[i].rows);
+                configured = units[i].rows;
                 add_values(query, units[i], tiles, query->shares + i * 16 * SPAN);
             }
         }

@@ -63,8 +63,7 @@ class WeightReader:
                 needs = "AMX, a C compiler and native=True" if weights == "int8" else "AVX2 or AVX-512"
                 raise InvalidRequestError(
                     f"weights is {weights!r}: products with such weights are there for bfloat16 on a CPU with {needs}, "
-                    f"not for {str(dtype).removeprefix('torch.')} on this {device.type} as it is set up; use "
-                    "weights='auto'"
+                    f"not for {str(dtype).removeprefix('torch.')} on this {device.type}; use weights='auto'"
                 )
             self._weights = "full"
 

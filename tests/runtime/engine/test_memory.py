@@ -65,7 +65,7 @@ def test_the_smallest_changes_that_let_a_model_fit_are_proposed(gib, settings, c
 FITTING_CODES = [
     (24, {}, [{"max_context": 73_728}, {"weights": "int4"}]),
     (20, {"max_context": 65_536}, [{"max_context": 40_960}, {"weights": "int8"}]),
-    (8, {}, [{"weights": "int4", "max_context": 13_312}]),
+    (8, {}, [{"weights": "int4", "max_context": 15_360}]),
 ]
 
 
