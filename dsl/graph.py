@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import networkx
-
 if TYPE_CHECKING:
+    import networkx
+
     from treadle.dsl.node import Node
     from treadle.dsl.program import Program
 
@@ -28,6 +28,8 @@ class Graph:
     """
 
     def __init__(self, name: str) -> None:
+        import networkx
+
         self.name = name
         self.dag: networkx.DiGraph[str] = networkx.DiGraph()
         self._root: Program | None = None

@@ -18,14 +18,14 @@ from treadle.runtime.engine.config import EngineConfig
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.loading import Check, StoppableCheckpoint, fetch_if_missing, load_in_thread, open_model
 from treadle.runtime.models.config import ModelConfig
-from treadle.runtime.recorder import RecordedEngine, Recorder
 from treadle.scheduler import FinishReason, SamplingParams, SubmitCall, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from treadle.grammar.compiler import Compiler
-    from treadle.runtime.engine.client import ThreadedEngine
+    from treadle.runtime.engine.client import EngineClient, ThreadedEngine
     from treadle.runtime.engine.session import CallStream, Session
     from treadle.runtime.executor.executor import Executor
+    from treadle.runtime.recorder import Recorder
     from treadle.runtime.text.tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -88,7 +88,11 @@ class LocalRuntime:
         from treadle.runtime.engine.session import Session
 
         self._stack.callback(self._engine.close)
-        client = self._engine if self._recorder is None else RecordedEngine(self._engine, self._recorder)
+        client: EngineClient = self._engine
+        if self._recorder is not None:
+            from treadle.runtime.recorder import RecordedEngine
+
+            client = RecordedEngine(self._engine, self._recorder)
         self._session = await self._stack.enter_async_context(Session(client))
         self._program_id = self._session.open_program(kind="generate")
         if self._recorder is not None:
@@ -291,7 +295,11 @@ async def local(
     Cancelling it, as Ctrl-C does, works while the model is still downloaded or loaded.
     """
     name, settings = str(model), config or EngineConfig()
-    recorder = Recorder(record) if record is not None else None
+    recorder = None
+    if record is not None:
+        from treadle.runtime.recorder import Recorder
+
+        recorder = Recorder(record)
 
     def work(check: Check) -> LocalRuntime:
         if pull:

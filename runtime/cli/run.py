@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
@@ -22,7 +22,9 @@ from treadle.runtime.cli.options import DEFAULT_MODEL, MODEL_HELP, Commands, add
 from treadle.runtime.cli.session import running
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.local import LocalRuntime
-from treadle.runtime.recorder import Recorder
+
+if TYPE_CHECKING:
+    from treadle.runtime.recorder import Recorder
 
 Workflow = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -48,7 +50,11 @@ def run(args: argparse.Namespace) -> int:
     """Runs the file's workflow and prints its result and account."""
     workflow = load_workflow(args.file)
     arguments = bind_arguments(workflow, args.arguments)
-    return run_workflow(args, workflow, arguments, Recorder(args.record) if args.record is not None else None)
+    if args.record is None:
+        return run_workflow(args, workflow, arguments)
+    from treadle.runtime.recorder import Recorder
+
+    return run_workflow(args, workflow, arguments, Recorder(args.record))
 
 
 def run_workflow(

@@ -6,13 +6,16 @@ import argparse
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from treadle.runtime.cli.console import pull_progress, status
 from treadle.runtime.cli.options import engine_config
 from treadle.runtime.config import cache_dir
 from treadle.runtime.local import LocalRuntime, load
 from treadle.runtime.models.registry import installed, pull
-from treadle.runtime.recorder import Recorder
+
+if TYPE_CHECKING:
+    from treadle.runtime.recorder import Recorder
 
 
 @contextlib.contextmanager
