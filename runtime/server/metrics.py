@@ -89,6 +89,10 @@ class Metrics:
         """An answer has one more token."""
         self._next_token.observe(seconds)
 
+    def generated(self, num_tokens: int) -> None:
+        """A call has generated tokens, whether or not it comes to its end."""
+        self._generated.inc(num_tokens)
+
     def call_ended(self, usage: Usage, *, continues: bool) -> None:
         """A call ended; `continues` if it went on from a call that its program had left before.
 
@@ -97,7 +101,6 @@ class Metrics:
         self._prompt_tokens.labels("cached").inc(usage.cached)
         self._prompt_tokens.labels("computed").inc(usage.prefilled)
         self._prompt_tokens.labels("computed_again").inc(usage.re_prefilled)
-        self._generated.inc(usage.decoded)
         self._queued.observe(usage.queued_s)
         if continues:
             outcome = "kept" if not usage.re_prefilled else "partly_lost" if usage.cached else "lost"

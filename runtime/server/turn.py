@@ -211,12 +211,14 @@ class Turn:
 
     Attributes:
         program: The program that it belongs to.
-        usage: What its answers took so far, counted as each ends.
+        usage: What its answers took so far.
+        failure: What went wrong while they were written: a stream tells its client, and nobody else.
     """
 
     def __init__(self, server: Server, node: TurnNode, request: TurnRequest, ticket: Ticket) -> None:
         self.program = node.program
         self.usage = TurnUsage()
+        self.failure = ""
         self._server = server
         self._node = node
         self._request = request
@@ -231,7 +233,12 @@ class Turn:
         return self._request.n
 
     def submit(self, token_ids: tuple[int, ...], constraint: str | None) -> None:
-        """Submits a call for each answer; all but the first share the first one's prompt."""
+        """Submits a call for each answer; all but the first share the first one's prompt.
+
+        Raises `ApiError` 409 if the program was ended while the prompt was encoded.
+        """
+        if self.program.ended is not None:
+            raise ended_meanwhile()
         request, session = self._request, self._server.session
         room = self._server.engine.max_context - len(token_ids)
         call_ids = [session.new_id("call") for _ in range(request.n)]
@@ -258,20 +265,23 @@ class Turn:
         Raises `TreadleError` if a call fails, and `ApiError` 409 if the program was ended meanwhile.
         """
         answers = [Answer(index, self._request) for index in range(self.n)]
-        async with contextlib.aclosing(merged([whole(stream) for stream in self._streams])) as batches:
-            async for index, batch in batches:
-                answer = answers[index]
-                if isinstance(batch, TokensOut):
-                    self._ticket.began()
-                    self._pace.tokens(index)
-                    for event in answer.take(batch):
+        try:
+            async with contextlib.aclosing(merged([whole(stream) for stream in self._streams])) as batches:
+                async for index, batch in batches:
+                    answer = answers[index]
+                    if isinstance(batch, TokensOut):
+                        self._count(index, len(batch.token_ids))
+                        for event in answer.take(batch):
+                            yield event
+                        continue
+                    if batch.reason == "aborted":
+                        raise ended_meanwhile()
+                    for event in answer.finish(batch.text):
                         yield event
-                    continue
-                if batch.reason == "aborted":
-                    raise ApiError(409, "the program of this request was ended", code="program_ended")
-                for event in answer.finish(batch.text):
-                    yield event
-                yield self._finished(answer, batch)
+                    yield self._finished(answer, batch)
+        except Exception as error:
+            self.failure = type(error).__name__
+            raise
 
     def abort(self) -> None:
         """Ends the calls that have not ended."""
@@ -300,12 +310,19 @@ class Turn:
             stream.finished is not None and stream.finished.error is None for stream in self._streams
         )
 
+    def _count(self, index: int, num_tokens: int) -> None:
+        """Tokens are charged as they come, and the prompt with the first: who leaves early has used them too."""
+        self._ticket.began()
+        is_first = self._pace.first_token_s is None
+        self._ticket.charge(num_tokens + (self.usage.prompt if is_first else 0))
+        self._server.metrics.generated(num_tokens)
+        self._pace.tokens(index)
+        self.usage = replace(self.usage, completion=self.usage.completion + num_tokens)
+
     def _finished(self, answer: Answer, finished: CallFinished) -> TurnFinished:
-        used, before, is_first = finished.usage, self.usage, answer.index == 0
-        cached = used.cached if is_first else 0  # the other answers have their prompt from the first
-        self.usage = TurnUsage(before.prompt, before.cached + cached, before.completion + used.decoded)
-        self._ticket.charge(used.decoded + (before.prompt if is_first else 0))
-        self._server.metrics.call_ended(used, continues=self._node.extends is not None)
+        if answer.index == 0:  # the other answers have their prompt from the first
+            self.usage = replace(self.usage, cached=finished.usage.cached)
+        self._server.metrics.call_ended(finished.usage, continues=self._node.extends is not None)
         reason = answer.reason(finished)
         self._reasons.append(reason)
         self._server.programs.end_turn(
@@ -339,7 +356,7 @@ async def run_turn(server: Server, tenant: Tenant, identity: Identity, request: 
             raise
         finally:
             turn.abort()
-            turn.trace(failure)
+            turn.trace(failure or turn.failure)
             server.programs.leave_turn(node, failed=not turn.is_complete)
 
 
@@ -362,6 +379,11 @@ async def encoded(server: Server, request: TurnRequest, program: LiveProgram) ->
         text = f"{param}: these are {len(token_ids)} tokens; the context holds {max_context}, with one to generate"
         raise invalid(text, param, "context_length_exceeded")
     return token_ids
+
+
+def ended_meanwhile() -> ApiError:
+    """For a request whose program somebody ended."""
+    return ApiError(409, "the program of this request was ended", code="program_ended")
 
 
 async def whole(stream: CallStream) -> AsyncGenerator[TokensOut | CallFinished, None]:

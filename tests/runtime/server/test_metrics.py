@@ -72,6 +72,7 @@ def test_a_lease_ends_with_what_was_left_of_its_pages(usage, outcome):
 
 def test_a_first_call_returns_to_nothing():
     metrics = Metrics()
+    metrics.generated(4)
     metrics.call_ended(Usage(prefilled=3, decoded=4), continues=False)
     found = read(metrics)
     assert found["treadle_generated_tokens_total",] == 4
