@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
@@ -19,15 +18,13 @@ from treadle.runtime.server.identity import Identity
 from treadle.runtime.server.merge import merged
 from treadle.runtime.server.pace import Pace
 from treadle.runtime.server.program import LiveProgram, TurnNode
+from treadle.runtime.server.prompts import encode_beside
 from treadle.runtime.server.tenants import Tenant
 from treadle.runtime.server.tool_pieces import ArgumentPiece, CallBegun, ContentPiece, Piece, ToolPieces
 from treadle.runtime.server.tracing import TurnFacts
 from treadle.runtime.server.turn_constraint import callable_tools, prepared_constraint
 from treadle.runtime.server.watchers import last, traced_id
 from treadle.scheduler import CallFinished, SamplingParams, SubmitCall, TokenLogprob, TokensOut
-
-MAX_INLINE_CHARACTERS = 20_000
-"""Longer conversations are made into tokens beside the event loop, which must not stand still for so long."""
 
 TurnReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 
@@ -69,8 +66,13 @@ class TurnRequest:
     @property
     def num_characters(self) -> int:
         """How much text has to become tokens."""
-        said = sum(len(message.get("content") or "") for message in self.messages or ())
-        return said + (len(self.prompt) if isinstance(self.prompt, str) else 0)
+        messages = self.messages or ()
+        said = sum(len(message.get("content") or "") for message in messages)
+        called = sum(
+            len(call["function"]["arguments"]) for message in messages for call in message.get("tool_calls") or ()
+        )
+        told = sum(len(tool.description) + len(tool.parameters) for tool in self.tools)
+        return said + called + told + (len(self.prompt) if isinstance(self.prompt, str) else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +373,7 @@ async def encoded(server: Server, request: TurnRequest, program: LiveProgram) ->
         else:
             messages, param = request.messages or (), "messages"
             encode = partial(encoder.encode, messages, request.tools, partial(server.programs.recorded.get, program.id))
-        token_ids = await asyncio.to_thread(encode) if request.num_characters > MAX_INLINE_CHARACTERS else encode()
+        token_ids = await encode_beside(encode, request.num_characters)
     if not token_ids:
         raise invalid(f"{param}: there is nothing to go on from", param)
     max_context = server.engine.max_context
