@@ -50,14 +50,14 @@ class TurnNode:
     Attributes:
         node_id: Of the declared node; None if the program has no room for more nodes: then calls name none.
         extends: The call whose tokens the prompt begins with, if the conversation goes on.
-        so_far: Digest of its messages.
+        so_far: Digest of its messages; None for a prompt, which is no conversation that may go on.
         is_final: The client said that no request will follow.
     """
 
     program: LiveProgram
     node_id: str | None
     extends: str | None
-    so_far: Digest
+    so_far: Digest | None
     is_final: bool
     is_over: bool = False
 

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 from treadle.runtime.engine.session import Session
 from treadle.runtime.errors import TreadleError
 from treadle.runtime.executor.account import Account
-from treadle.runtime.server.conversations import EMPTY, Message, RecordedIds, digests, extended
+from treadle.runtime.server.conversations import EMPTY, Digest, Message, RecordedIds, digests, extended
 from treadle.runtime.server.errors import ApiError
 from treadle.runtime.server.identity import Identity
 from treadle.runtime.server.program import End, LiveProgram, NodeKind, ProgramNode, TurnNode
@@ -162,6 +162,7 @@ class Programs:
         for digest in digests(messages or ()):
             so_far, end = digest, program.ends.get(digest, end)
         inputs = self._come_back(program, end) if end is not None else ()
+        inputs = tuple(dict.fromkeys((*inputs, *self._results(program, messages or ()))))
         extends = end.node_id if end is not None else None
         node = self.begin_node(program, "llm", identity.step or program.step or name, inputs, extends=extends)
         program.num_active += 1
@@ -172,7 +173,7 @@ class Programs:
             program,
             node.id if node is not None else None,
             end.call_id if end is not None else None,
-            so_far,
+            so_far if messages is not None else None,
             identity.final,
         )
 
@@ -183,6 +184,13 @@ class Programs:
         program = node.program
         if program.ended is not None:
             return
+        if node.so_far is not None:
+            self._rest(node, node.so_far, call_id, message, token_ids)
+        self.tell(program, "turn.finished", {"node": node.node_id, "reason": finish_reason, "tokens": len(token_ids)})
+
+    def _rest(self, node: TurnNode, so_far: Digest, call_id: str, message: Message, token_ids: Sequence[int]) -> None:
+        """A conversation came to rest with a message, until tools or a person have answered it."""
+        program = node.program
         self.recorded.put(program.id, message, token_ids)
         end = End(node.node_id, call_id)
         inputs = (node.node_id,) if node.node_id is not None else ()
@@ -194,8 +202,7 @@ class Programs:
             person = self.begin_node(program, "person", "person", inputs)
             if person is not None:
                 end.waits.append(person)
-        self._roll.add_end(program, extended(node.so_far, message), end)
-        self.tell(program, "turn.finished", {"node": node.node_id, "reason": finish_reason, "tokens": len(token_ids)})
+        self._roll.add_end(program, extended(so_far, message), end)
 
     def leave_turn(self, node: TurnNode, *, failed: bool = False) -> None:
         """A turn is over, with all its answers or without. A program whose last turn it was ends."""
@@ -223,6 +230,14 @@ class Programs:
                     self.end_node(program, wait)
         waited = tuple(wait.id for wait in end.waits)
         return waited or ((end.node_id,) if end.node_id is not None else ())
+
+    def _results(self, program: LiveProgram, messages: Sequence[Message]) -> list[str]:
+        """Ends the tools whose calls these messages answer, whatever else they say. Returns their nodes."""
+        answered = [message.get("tool_call_id") for message in messages if message.get("role") == "tool"]
+        tools = [program.tools[call_id] for call_id in answered if call_id in program.tools]
+        for tool in tools:
+            self.end_node(program, tool)
+        return [tool.id for tool in tools]
 
     # Nodes
 

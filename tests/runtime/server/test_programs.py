@@ -5,99 +5,23 @@ from __future__ import annotations
 import asyncio
 import gc
 import tracemalloc
-from contextlib import asynccontextmanager
 
 import pytest
-from support.engines import GREEDY, checkpoint
+from support.live_programs import ANY, named, result, running, said
 
-from treadle.runtime.engine.build import build_engine
-from treadle.runtime.engine.client import ThreadedEngine
-from treadle.runtime.engine.config import EngineConfig
-from treadle.runtime.engine.session import Session
 from treadle.runtime.server import roll
 from treadle.runtime.server.errors import ApiError
 from treadle.runtime.server.identity import Identity
-from treadle.runtime.server.programs import Programs
 from treadle.runtime.server.tenants import EVERYBODY, Tenant
 from treadle.scheduler import SubmitCall
 
-ANY = Identity()
 ALICE, BOB = Tenant("alice"), Tenant("bob")
-
-
-class Bench:
-    """Programs on a real engine, and what was told of them."""
-
-    def __init__(self, engine, session, **options):
-        self.scheduler = engine.scheduler
-        self.session = session
-        self.told = []
-        self.programs = Programs(session, watchers=[lambda *event: self.told.append(event)], **options)
-
-    def kinds(self):
-        return [kind for _, kind, _ in self.told]
-
-    async def settle(self):
-        """Waits until the engine has applied all that was sent."""
-        program = self.session.open_program()
-        await self.session.end_program(program)
-
-    async def nodes(self, program):
-        await self.settle()
-        graph = self.scheduler.graph(program.id)
-        return {node.node_id: (node.kind, node.name, node.inputs, node.extends) for node in graph.nodes()}
-
-    async def turn(self, messages, *, tenant=EVERYBODY, identity=ANY, tool_calls=(), prompt=None, content="fine"):
-        """One whole turn, as an endpoint does it. Returns its program, call and message."""
-        program = await self.programs.enter(tenant, identity, messages)
-        node = self.programs.begin_turn(program, identity, messages)
-        call_id = self.session.new_id("call")
-        prompt = tuple(range(3, 20)) if prompt is None else prompt
-        call = SubmitCall(call_id, program.id, prompt, GREEDY, 6, node_id=node.node_id, extends=node.extends)
-        (stream,) = self.session.submit(call)
-        ids = [token for tokens in [event async for event in stream] for token in tokens.token_ids]
-        message = {"role": "assistant", "content": content}
-        if tool_calls:
-            message["tool_calls"] = [
-                {"id": call_id, "type": "function", "function": {"name": name, "arguments": "{}"}}
-                for call_id, name in tool_calls
-            ]
-        reason = stream.finished.reason
-        self.programs.end_turn(node, call_id=call_id, message=message, token_ids=ids, finish_reason=reason)
-        self.programs.leave_turn(node)
-        self.last = (*prompt, *ids), stream.finished
-        return program, message
-
-
-@asynccontextmanager
-async def running(**options):
-    engine = build_engine(checkpoint("tiny-llama"), None, EngineConfig(dtype="float32", num_pages=256, page_size=4))
-    client = ThreadedEngine(engine)
-    try:
-        async with Session(client) as session:
-            bench = Bench(engine, session, **options)
-            yield bench
-            await bench.programs.close()
-    finally:
-        client.close()
 
 
 @pytest.fixture
 async def bench():
     async with running() as bench:
         yield bench
-
-
-def said(text):
-    return {"role": "user", "content": text}
-
-
-def result(call_id, text="42"):
-    return {"role": "tool", "tool_call_id": call_id, "content": text}
-
-
-def named(name, **more):
-    return Identity(name, "test", **more)
 
 
 class TestWhose:
@@ -162,6 +86,18 @@ class TestGraph:
         account = await bench.programs.end(program)
         assert account.tools == 2 and account.tool_wait_s > 0
         assert [step.name for step in account.critical_path] in (["turn", name, "turn"] for name in ("search", "fetch"))
+
+    async def test_a_tool_has_ended_when_its_id_comes_back_whatever_else_is_told(self, bench):
+        program, call = await bench.turn(
+            [said("a")], identity=named("n"), tool_calls=[("c1", "search"), ("c2", "fetch")]
+        )
+        await bench.turn([said("in short: a"), call, result("c1")], identity=named("n"))
+        assert set(program.tools) == {"c2"} and program.nodes["tool-2"].state == "done"
+        assert program.nodes["llm-4"].inputs == ("tool-2",)
+
+    async def test_nobody_is_waited_for_after_a_prompt(self, bench):
+        program, _ = await bench.turn(None, identity=named("n"))
+        assert [node.kind for node in program.nodes.values()] == ["llm"] and not program.ends
 
     async def test_the_next_prompt_extends_the_last_one_exactly(self, bench):
         program, answer = await bench.turn([said("a")])
