@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -78,6 +79,8 @@ class LiveProgram:
         num_active: Turns that run now.
         seen_events: Ids of the last events that clients sent.
         over_tools: Ids of the last calls of tools that have ended.
+        is_final: A turn that has ended was said to be the last.
+        keep_until: Before then it does not end for being idle.
         account: What it used, once it has ended.
     """
 
@@ -100,6 +103,8 @@ class LiveProgram:
     num_turns: int = 0
     seen_events: OrderedDict[str, None] = field(default_factory=OrderedDict)
     over_tools: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    is_final: bool = False
+    keep_until: float = -math.inf
     ended: float | None = None
     end_reason: str = ""
     account: Account | None = None

@@ -87,7 +87,7 @@ def _why(
     for node in program.tools.values():
         yield f"It waits for the tool {node.name} since {now - node.began:.1f} s (call {node.call_id})."
     if program.state == "person":
-        yield f"It waits for its next request since {now - program.last_used:.1f} s."
+        yield f"It waits for its next request; nothing was heard of it for {now - program.last_used:.1f} s."
     if program.state == "idle":
         yield "No request of it has come yet."
     for lease in leases:

@@ -295,6 +295,12 @@ class Programs:
             told = {"node": node.id, "tool": node.name, "call_id": node.call_id, "seconds": seconds, "failed": failed}
             self.tell(program, "tool.ended", told)
 
+    def heard(self, program: LiveProgram, keep_s: float = 0.0) -> None:
+        """A client told something of a program: it is idle only from now on, and kept for `keep_s` at least."""
+        if program.ended is None:
+            self._roll.use(program, self.now)
+            program.keep_until = max(program.keep_until, self.now + keep_s)
+
     # Ending
 
     async def end(self, program: LiveProgram, reason: str = "ended by its owner") -> Account | None:
@@ -335,11 +341,15 @@ class Programs:
         """Ends programs that nothing was heard of for too long, for ever. For a task of the server's."""
         while True:
             await asyncio.sleep(min(1.0, self._idle_s / 4))
-            for program in self._roll:
-                if self.now - program.last_used < self._idle_s:
-                    break
-                if not program.num_active:
-                    self.end_soon(program, f"idle for {self._idle_s:g} s")
+            self.expire_now()
+
+    def expire_now(self) -> None:
+        """Ends programs that nothing was heard of for too long."""
+        for program in self._roll:
+            if self.now - program.last_used < self._idle_s:
+                break
+            if not program.num_active and self.now >= program.keep_until:
+                self.end_soon(program, f"idle for {self._idle_s:g} s")
 
     async def relay_decisions(self) -> None:
         """Tells what the scheduler decides of programs, while there is an engine. For a task of the server's."""

@@ -258,6 +258,7 @@ async def tell_events(request: web.Request) -> web.StreamResponse:
     """Takes events."""
     server, program = request.app[SERVER], _program(request, or_ended=True)
     given = validated(await read_json(request, server.config), EventsRequest)
+    server.programs.heard(program)
     return json_answer(
         {"object": "list", "data": [take_event(server.programs, program, event) for event in given.events]}
     )
@@ -269,6 +270,7 @@ async def give_hints(request: web.Request) -> web.StreamResponse:
     given = validated(await read_json(request, server.config), HintsRequest)
     answers = [_hint_answer(wish, await _ask(server, program, wish)) for wish in given.hints]
     for answer in answers:
+        server.programs.heard(program, keep_s=answer["granted_s"] or 0.0)
         server.programs.tell(program, "hint", answer)
     return json_answer({"object": "list", "data": answers})
 

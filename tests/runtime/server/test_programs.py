@@ -214,6 +214,20 @@ class TestEnd:
             await bench.settle()
             assert not bench.scheduler._programs
 
+    @pytest.mark.parametrize(("keep_s", "left"), [(0.0, False), (30.0, False), (90.0, True)])
+    async def test_what_a_client_tells_keeps_a_program_for_as_long_as_was_granted(self, keep_s, left):
+        now = [0.0]
+        async with running(idle_s=20.0, clock=lambda: now[0]) as bench:
+            program, _ = await bench.turn([said("a")])
+            now[0] = 15.0
+            bench.programs.heard(program, keep_s)
+            now[0] = 30.0
+            bench.programs.expire_now()
+            assert program.ended is None, "it was heard of 15 s ago"
+            now[0] = 60.0
+            bench.programs.expire_now()
+            assert (program.ended is None) is left
+
     async def test_an_engine_that_is_gone_leaves_no_account(self, bench):
         program, _ = await bench.turn([said("a")])
         await bench.session.__aexit__(None, None, None)
