@@ -228,7 +228,8 @@ def _trace_id(given: Any) -> str | None:
 
 
 def _short_text(given: Any) -> str | None:
-    return given[:MAX_ID_CHARACTERS] if isinstance(given, str) and given else None
+    """What people may be shown; None for what is no text: headers may bring any bytes."""
+    return given[:MAX_ID_CHARACTERS] if isinstance(given, str) and given.isprintable() and given else None
 
 
 def _is_true(given: Any) -> bool:

@@ -74,6 +74,13 @@ def test_own_words_stand_beside_any_name():
     assert (found.program_id, found.final) == ("s", True)
 
 
+@pytest.mark.parametrize("odd", ["a\udcff", "\ud800", "a\nb", "\x00"])
+def test_what_stands_beside_a_name_is_left_out_if_it_cannot_be_shown(odd):
+    headers = {"x-session-id": "s", "x-parent-session-id": odd, "x-treadle-program-step": odd}
+    found = identify(headers, {"program": {"parent": odd}})
+    assert (found.program_id, found.parent, found.step) == ("s", None, None)
+
+
 @pytest.mark.parametrize("bad", ["a\nb", " a", "a\u00e9", "x" * (MAX_ID_CHARACTERS + 1), 7, True, ["a"], {"a": 1}])
 def test_an_own_id_that_cannot_be_one_is_an_error_with_its_name(bad):
     with pytest.raises(ApiError) as raised:
