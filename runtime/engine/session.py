@@ -153,12 +153,12 @@ class Session:
         self.send(OpenProgram(program_id, kind, tenant))
         return program_id
 
-    async def end_program(self, program_id: str) -> ProgramEnded:
-        """Ends a program, aborting its live calls, and returns its account."""
+    def end_program(self, program_id: str) -> asyncio.Future[ProgramEnded]:
+        """Ends a program, aborting its live calls, before anything that is sent later. Its account is to be awaited."""
         future: asyncio.Future[ProgramEnded] = asyncio.get_running_loop().create_future()
         self._programs[program_id] = future
         self.send(EndProgram(program_id))
-        return await future
+        return future
 
     def submit(self, *calls: SubmitCall) -> list[CallStream]:
         """Submits calls in one batch, and returns a stream for each."""

@@ -8,7 +8,9 @@ from typing import Any, Literal, cast
 from treadle.runtime.engine.config import DeviceName, DType, EngineConfig
 from treadle.runtime.errors import InvalidRequestError
 from treadle.runtime.models.config import Weights
+from treadle.scheduler import SchedulerConfig
 
+MAX_PROGRAMS = next(cast(int, known.default) for known in fields(SchedulerConfig) if known.name == "max_programs")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -96,6 +98,10 @@ class ServerConfig:
                 raise InvalidRequestError(f"{known.name} is {value}; it must be at least {least}")
         if self.port > 65535:
             raise InvalidRequestError(f"port is {self.port}; it must be at most 65535")
+        if self.max_programs > MAX_PROGRAMS:
+            raise InvalidRequestError(
+                f"max_programs is {self.max_programs}; the scheduler takes at most {MAX_PROGRAMS}"
+            )
         if self.host not in LOOPBACK and self.keys is None and not self.open_access:
             raise InvalidRequestError(
                 f"host is {self.host}: whoever reaches that address could use the server; set keys to a file of API"

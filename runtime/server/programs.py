@@ -31,7 +31,7 @@ from treadle.runtime.server.program import End, LiveProgram, NodeKind, ProgramNo
 from treadle.runtime.server.program_report import without_others
 from treadle.runtime.server.roll import Roll
 from treadle.runtime.server.tenants import Tenant
-from treadle.scheduler import DUE_S, DeclareNode, OpenProgram, Resume, Wait
+from treadle.scheduler import DUE_S, DeclareNode, OpenProgram, ProgramEnded, Resume, Wait
 
 MAX_OVER_TOOLS = 1024
 MIN_DUE_S = 60.0
@@ -320,7 +320,8 @@ class Programs:
         """The same, without waiting for the account. What has ended stays as it is."""
         if program.ended is None:
             self._take_out(program, reason)
-            task = asyncio.create_task(self._close_account(program), name=f"treadle end {program.id}")
+            ending = self._close_account(program, self._send_end(program))
+            task = asyncio.create_task(ending, name=f"treadle end {program.id}")
             self._closing[program.id] = task
             task.add_done_callback(lambda _: self._closing.pop(program.id))
 
@@ -329,11 +330,18 @@ class Programs:
         self._roll.remove(program)
         self.recorded.forget(program.id)
 
-    async def _close_account(self, program: LiveProgram) -> None:
+    def _send_end(self, program: LiveProgram) -> asyncio.Future[ProgramEnded] | None:
+        """Sent at once, so that whoever takes its place comes after it. None if there is no engine left."""
+        try:
+            return self._session.end_program(program.id)
+        except TreadleError:
+            return None
+
+    async def _close_account(self, program: LiveProgram, ending: asyncio.Future[ProgramEnded] | None) -> None:
         with contextlib.suppress(TreadleError):  # there may be no engine left
-            ended = await self._session.end_program(program.id)
-            num_tools = sum(node.kind == "tool" for node in program.nodes.values())
-            program.account = Account.of(ended, num_tools, 0.0)
+            if ending is not None:
+                num_tools = sum(node.kind == "tool" for node in program.nodes.values())
+                program.account = Account.of(await ending, num_tools, 0.0)
         account = program.account.to_json() if program.account is not None else None
         self.tell(program, "program.ended", {"reason": program.end_reason, "account": account})
 

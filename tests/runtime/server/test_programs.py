@@ -13,7 +13,7 @@ from treadle.runtime.server import roll
 from treadle.runtime.server.errors import ApiError
 from treadle.runtime.server.identity import Identity
 from treadle.runtime.server.tenants import EVERYBODY, Tenant
-from treadle.scheduler import SubmitCall
+from treadle.scheduler import EndProgram, OpenProgram
 
 ALICE, BOB = Tenant("alice"), Tenant("bob")
 
@@ -242,6 +242,13 @@ class TestBounds:
         third, _ = await bench.turn([said("c")], tenant=tenant)
         fourth, _ = await bench.turn([said("d")], tenant=tenant)
         assert [p.state == "ended" for p in (first, waits, third, fourth)] == [True, False, True, False]
+
+    async def test_who_makes_room_ends_in_the_scheduler_before_the_next_one_begins(self, bench, monkeypatch):
+        sent, send = [], bench.session.send
+        monkeypatch.setattr(bench.session, "send", lambda *commands: (sent.extend(commands), send(*commands)))
+        for name in ("one", "two"):
+            await bench.programs.enter(Tenant("alice", max_programs=1), named(name))
+        assert [type(command) for command in sent] == [OpenProgram, EndProgram, OpenProgram]
 
     async def test_a_tenant_whose_programs_all_run_is_refused(self, bench):
         tenant = Tenant("alice", max_programs=1)

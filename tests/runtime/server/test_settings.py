@@ -84,6 +84,7 @@ def test_a_variable_of_somebody_else_is_left_alone(variable):
         ("body_timeout_s = nan", "not a finite number"),
         ("body_timeout_s = 0", "at least"),
         ("port = 65536", "at most 65535"),
+        ("max_programs = 8193", "at most 8192"),
         ("open_access = 1", "not true or false"),
         ('device = "tpu"', "not one of cpu, cuda"),
         ('aliases = "gpt"', "not a list of strings"),
