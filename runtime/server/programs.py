@@ -82,10 +82,16 @@ class Programs:
 
     async def enter(self, tenant: Tenant, identity: Identity, messages: Sequence[Message] | None = None) -> LiveProgram:
         """The program of a request: the one that it names, else the one whose conversation it continues, else a new
-        one. Raises `ApiError` 429 if the tenant may have no more."""
-        program = self.find(tenant, identity.program_id) if identity.program_id is not None else None
-        if program is None and messages and (identity.program_id is None or identity.is_weak):
+        one. What is named weakly is looked for by its conversation first.
+
+        Raises `ApiError` 429 if the tenant may have no more.
+        """
+        name = identity.program_id
+        program: LiveProgram | None = None
+        if messages and (name is None or identity.is_weak):
             program = self._roll.find_continued(tenant, messages)
+        if program is None and name is not None:
+            program = self.find(tenant, name)
         if program is None:
             program = self.open(tenant, identity)
         self._roll.use(program, self.now)

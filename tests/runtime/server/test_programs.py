@@ -60,6 +60,12 @@ class TestWhose:
         third, _ = await bench.turn([said("c")], identity=named("trace 2", is_weak=True))
         assert first is second and third.public_id == "trace 2"
 
+    async def test_a_trace_gives_way_even_if_it_names_another_program(self, bench):
+        first, answer = await bench.turn([said("a")])
+        other, _ = await bench.turn([said("b")], identity=named("trace", is_weak=True))
+        assert (await bench.turn([said("a"), answer, said("c")], identity=named("trace", is_weak=True)))[0] is first
+        assert (await bench.turn([said("d")], identity=named("trace", is_weak=True)))[0] is other
+
     async def test_urgency_before_all_others_needs_the_admins_key(self, bench):
         urgent = Identity(priority=5, due_s=0.1)
         program, _ = await bench.turn([said("a")], tenant=ALICE, identity=urgent)
