@@ -224,7 +224,8 @@ class Programs:
         self._roll.use(program, self.now)
         if failed:
             self.tell(program, "turn.failed", {"node": node.node_id})
-        if node.is_final and not program.num_active:
+        program.is_final = program.is_final or node.is_final
+        if program.is_final and not program.num_active:
             self.end_soon(program, "said to be final")
 
     def _come_back(self, program: LiveProgram, end: End) -> tuple[str, ...]:

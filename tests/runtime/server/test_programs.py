@@ -195,6 +195,14 @@ class TestEnd:
         await bench.turn([said("b")], identity=named("n", final=True))
         assert program.state == "ended"
 
+    async def test_the_last_request_ends_the_program_when_those_have_ended_that_run_beside_it(self, bench):
+        program = await bench.programs.enter(EVERYBODY, named("n"), [said("a")])
+        other = bench.programs.begin_turn(program, ANY, [said("a")])
+        await bench.turn([said("b")], identity=named("n", final=True))
+        assert program.state == "running"
+        bench.programs.leave_turn(other)
+        assert program.state == "ended"
+
     async def test_a_turn_of_a_program_that_ended_meanwhile_is_refused(self, bench):
         program = await bench.programs.enter(EVERYBODY, ANY, [said("a")])
         await bench.programs.end(program)
