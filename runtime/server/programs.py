@@ -350,7 +350,7 @@ class Programs:
                 num_tools = sum(node.kind == "tool" for node in program.nodes.values())
                 program.account = Account.of(await ending, num_tools, 0.0)
         account = program.account.to_json() if program.account is not None else None
-        self.tell(program, "program.ended", {"reason": program.end_reason, "account": account})
+        self.tell(program, "program.ended", {"kind": program.kind, "reason": program.end_reason, "account": account})
 
     async def expire(self) -> None:
         """Ends programs that nothing was heard of for too long, for ever. For a task of the server's."""
