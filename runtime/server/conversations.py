@@ -90,9 +90,11 @@ class RecordedIds:
         return self._count
 
     def put(self, program_id: str, message: Message, token_ids: Sequence[int]) -> None:
-        """Records a message of a program."""
+        """Records a message of a program. One without ids is only forgotten: nothing would bound how many there are."""
         digest = digest_of(message)
         self._remove(program_id, digest)
+        if not token_ids:
+            return
         self._ids[program_id, digest] = array("i", token_ids)
         self._programs.setdefault(program_id, set()).add(digest)
         self._count += len(token_ids)

@@ -86,6 +86,16 @@ def test_beyond_the_bound_the_oldest_go():
     assert len(recorded) == 0
 
 
+def test_messages_without_ids_are_not_kept():
+    recorded = RecordedIds(most=10)
+    for index in range(100):
+        recorded.put("p", {"content": str(index)}, [])
+    assert not recorded._ids and recorded.get("p", {"content": "0"}) is None
+    recorded.put("p", {"content": "a"}, [1])
+    recorded.put("p", {"content": "a"}, [])
+    assert recorded.get("p", {"content": "a"}) is None
+
+
 def test_what_is_recorded_again_counts_once():
     recorded = RecordedIds()
     for _ in range(3):
