@@ -44,7 +44,7 @@ class Tally:
 
 @dataclass(slots=True, eq=False)
 class Program:
-    """An open program: its live calls, those that ended and may have left a tail, its leases, and the account.
+    """An open program: its live calls, the last that ended and may have left a tail, its leases, and the account.
 
     `service_s` is the attained service of all its calls so far, the live ones included. `tool` names what it waits for
     outside, as far as that was told. `path_s` is the service along the longest chain of calls that
@@ -58,7 +58,7 @@ class Program:
     graph: ProgramGraph
     calls: dict[str, Call] = field(default_factory=dict)
     num_calls: int = 0
-    tails: set[str] = field(default_factory=set)
+    tails: dict[str, None] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
     priority: int = 0
     due: float = 0.0

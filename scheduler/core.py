@@ -49,6 +49,8 @@ from treadle.scheduler.policies import ADMISSIONS, ORDERS, RETENTIONS, Books, Re
 from treadle.scheduler.roster import Roster
 
 T = TypeVar("T")
+MAX_TAILS = 1024
+"""Ended calls of a program whose unfinished last pages are known; those of older calls are given up."""
 
 
 class Scheduler:
@@ -206,7 +208,7 @@ class Scheduler:
         program = self._programs[command.program_id]
         parent = self._calls[command.fork_of] if command.fork_of is not None else None
         if command.call_id in program.tails:
-            program.tails.remove(command.call_id)
+            del program.tails[command.call_id]
             self.memory.forget_tail(command.call_id)
         call = Call(
             id=command.call_id,
@@ -430,7 +432,7 @@ class Scheduler:
             keep_tail = idle and reason in ("stop", "length")
             node = self.memory.detach(call, now, keep_tail=keep_tail)
             if keep_tail:
-                call.program.tails.add(call.id)
+                self._remember_tail(call)
                 call.program.tool = ""
                 lease = self._leases.park(call, node, now)
                 if not call.program.calls.keys() - {call.id}:
@@ -448,6 +450,15 @@ class Scheduler:
         del self._calls[call.id], program.calls[call.id]
         self._decide(now, "finish", call, message or reason)
         return CallFinished(call.id, reason, call.tally.usage(), error=error, message=message)
+
+    def _remember_tail(self, call: Call) -> None:
+        """Whoever extends one of the program's last calls need not compute its unfinished page again."""
+        tails = call.program.tails
+        tails[call.id] = None
+        if len(tails) > MAX_TAILS:
+            oldest = next(iter(tails))
+            del tails[oldest]
+            self.memory.forget_tail(oldest)
 
     def graph(self, program_id: str) -> ProgramGraph | None:
         """The declared graph of an open program."""
