@@ -19,7 +19,7 @@ def report_of(program: LiveProgram, inspected: Mapping[str, Any], now: float) ->
     """
     account = program.account.to_json() if program.account is not None else _account_so_far(inspected)
     calls = inspected.get("calls", {})
-    decisions = list(_own_decisions(inspected.get("decisions", ()), calls))
+    decisions = list(_own_decisions(program, inspected.get("decisions", ()), calls))
     leases = [_lease(lease) for lease in inspected.get("leases", ())]
     return {
         **program.to_json(now),
@@ -104,10 +104,14 @@ def _until(lease: Mapping[str, Any]) -> str:
     return f"it is expected back in {lease['expected_s']:.1f} s"
 
 
-def _own_decisions(decisions: Sequence[Mapping[str, Any]], calls: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _own_decisions(
+    program: LiveProgram, decisions: Sequence[Mapping[str, Any]], calls: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """What was decided of its calls, and of itself, by the name that its owner knows."""
     own = {*calls, *(decision["subject"] for decision in decisions)}
     for decision in decisions:
-        yield {**decision, "reason": without_others(decision["reason"], own)}
+        subject = program.public_id if decision["subject"] == program.id else decision["subject"]
+        yield {**decision, "subject": subject, "reason": without_others(decision["reason"], own)}
 
 
 def without_others(reason: str, own: set[str]) -> str:

@@ -5,6 +5,7 @@ All of it is of the tenant whose key asks: of another one's program it says what
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from typing import Annotated, Any, Literal, TypeAlias
@@ -16,7 +17,7 @@ from typing_extensions import TypedDict
 from treadle.runtime.errors import TreadleError
 from treadle.runtime.server.answers import json_answer
 from treadle.runtime.server.context import PROGRAM_ID, SERVER, TENANT, Server
-from treadle.runtime.server.errors import ApiError, invalid, not_found
+from treadle.runtime.server.errors import RETRY_AFTER_S, ApiError, invalid, not_found
 from treadle.runtime.server.graph_view import to_json, to_mermaid, to_svg
 from treadle.runtime.server.identity import (
     MAX_DUE_S,
@@ -36,6 +37,8 @@ from treadle.runtime.server.routes import Query, Route
 from treadle.scheduler import Hint, HintAction, HintAnswered, HintOutcome
 
 MAX_LISTED = 1000
+INSPECT_S, HINT_S = 2.0, 10.0
+"""How long the engine is waited for: one that begins anew has forgotten what it was asked."""
 SVG_HEADERS = {"Content-Security-Policy": "default-src 'none'; sandbox", "X-Content-Type-Options": "nosniff"}
 
 GraphFormat: TypeAlias = Literal["json", "mermaid", "svg"]
@@ -199,7 +202,10 @@ class ProgramGraph(TypedDict):
 async def begin_program(request: web.Request) -> web.StreamResponse:
     """Begins a program."""
     server, tenant = request.app[SERVER], request[TENANT]
-    given = validated(await read_json(request, server.config), NewProgram)
+    body = await read_json(request, server.config)
+    given = validated(body, NewProgram)
+    if "graph" in body:
+        raise invalid("graph: not supported: a program's graph grows with its requests and events", "graph")
     if given.id is not None and server.programs.find(tenant, given.id) is not None:
         raise ApiError(409, f"program {given.id!r} is live already", param="id", code="program_exists")
     if server.draining:
@@ -237,11 +243,13 @@ async def get_program(request: web.Request) -> web.StreamResponse:
     """A program in detail."""
     server, program = request.app[SERVER], _program(request, or_ended=True)
     inspected: dict[str, Any] = {}
-    if program.ended is None:
-        with contextlib.suppress(TreadleError):  # what the server knows is worth telling without an engine too
-            inspected = (await server.session.inspect(program.id))["programs"].get(program.id, {})
-    if program.ended is not None:
-        await server.programs.end(program)  # its account may still be awaited
+    # What the server knows is worth telling without an engine too.
+    with contextlib.suppress(TreadleError, TimeoutError):
+        async with asyncio.timeout(INSPECT_S):
+            if program.ended is None:
+                inspected = (await server.session.inspect(program.id))["programs"].get(program.id, {})
+            if program.ended is not None:
+                await server.programs.end(program)  # its account may still be awaited
     return json_answer(report_of(program, inspected, server.programs.now))
 
 
@@ -281,8 +289,13 @@ async def _ask(server: Server, program: LiveProgram, wish: Wish) -> HintAnswered
     )
     if program.ended is not None:
         return HintAnswered(command.request_id, program.id, "dropped", 0, 0.0, "the program has ended")
-    answer: HintAnswered = await server.session.ask(command)
-    return answer
+    with contextlib.suppress(TimeoutError):
+        if server.is_engine_there():
+            async with asyncio.timeout(HINT_S):
+                answer: HintAnswered = await server.session.ask(command)
+                return answer
+    text = "the engine does not answer; it may begin anew"
+    raise ApiError(503, text, type="server_error", code="engine_unavailable", retry_after=RETRY_AFTER_S)
 
 
 async def get_graph(request: web.Request) -> web.StreamResponse:
