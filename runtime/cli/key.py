@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from treadle.runtime.cli.options import Commands
-from treadle.runtime.server.tenants import key_digest, new_key
+from treadle.runtime.server.tenants import TENANT_NAME, key_digest, new_key
 
 HELP = "make an API key for `treadle serve --keys FILE`"
 
@@ -21,6 +21,10 @@ def add_command(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a new key on standard error and the entry for the file on standard output: `treadle key >> keys.toml`."""
+    if not TENANT_NAME.fullmatch(args.tenant):
+        text = f"{args.tenant!r} is no name for a tenant: letters, digits and ._- only, at most 64"
+        print(f"treadle: error: {text}", file=sys.stderr)
+        return 1
     key = sys.stdin.readline().strip() if args.stdin else new_key()
     if len(key) < 32:
         print("treadle: error: a key of fewer than 32 characters could be guessed from the file", file=sys.stderr)
