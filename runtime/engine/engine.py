@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from treadle.grammar import constraint_from_json
+from treadle.grammar import GrammarTimeoutError, constraint_from_json
 from treadle.runtime.engine.runner import Forward, Launched, RowToken, Runner, SamplingCall
 from treadle.runtime.engine.sampler import check_sampling
 from treadle.runtime.engine.text import TextStream
@@ -110,11 +110,16 @@ class Engine:
             events += self._submit(command) if isinstance(command, SubmitCall) else self._forward_command(command)
         return self._with_last_text(events)
 
-    def prepare(self, command: Prepare, answer: Callable[[Prepared], object]) -> None:
-        """Compiles a grammar beside the loop, and leaves it where calls will find it. Answers once, in any thread."""
+    def prepare(self, command: Prepare, answer: Callable[[Prepared | Rejected], object]) -> None:
+        """Compiles a grammar beside the loop, and leaves it where calls will find it. Answers once, in any thread.
+
+        What takes too long is rejected as too much for now: only what is wrong is wrong at the next attempt too.
+        """
 
         def done(grammar: Grammar | BaseException) -> None:
-            if isinstance(grammar, BaseException):
+            if isinstance(grammar, GrammarTimeoutError):
+                answer(Rejected(name, "overloaded", str(grammar)))
+            elif isinstance(grammar, BaseException):
                 answer(Prepared(name, error=str(grammar)))
             else:
                 answer(Prepared(name, grammar.unenforced))

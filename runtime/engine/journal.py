@@ -183,6 +183,8 @@ class Journal:
             case ProgramEnded() if event.program_id in self._programs:
                 program = _take(self._programs, event.program_id)
                 return program.account(event, now) if program.survived else event
+            case Rejected() if event.subject in self._requests:
+                del self._requests[event.subject]
             case Rejected():
                 self._rejected(event)
             case Prepared() | Inspected() | HintAnswered():

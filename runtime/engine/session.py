@@ -170,7 +170,8 @@ class Session:
     async def prepare(self, constraint: Constraint, tenant: str = "") -> tuple[str, ...]:
         """Has the engine compile a grammar, so that a call of the tenant which has it begins at once.
 
-        Returns JSON pointers of what the grammar does not guarantee. Raises `InvalidRequestError` with what is wrong.
+        Returns JSON pointers of what the grammar does not guarantee. Raises `InvalidRequestError` with what is wrong,
+        and `OverloadedError` where compiling takes too long: it goes on, so that a later attempt may find it done.
         """
         command = Prepare(self.new_id("request"), constraint_to_json(constraint), tenant)
         prepared: Prepared = await self.ask(command)

@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 
 from treadle.grammar import Constraint, JSONSchema, ToolSpec, ToolTurn, constraint_to_json
 from treadle.runtime.engine.session import Session
-from treadle.runtime.errors import InvalidRequestError
+from treadle.runtime.errors import InvalidRequestError, OverloadedError
 from treadle.runtime.server.errors import ApiError, invalid
 
 if TYPE_CHECKING:
     from treadle.runtime.server.turn import TurnRequest
+
+GRAMMAR_RETRY_S = 10.0
+"""After which it makes sense to ask again for a grammar that took too long to compile."""
 
 
 def callable_tools(request: TurnRequest) -> tuple[ToolSpec, ...]:
@@ -37,29 +40,40 @@ async def prepared_constraint(session: Session, tenant: str, request: TurnReques
     """The constraint in the engine's words, compiled there for the tenant.
 
     Raises `ApiError` 400 for one that does not compile, and for a strict tool of whose schema something cannot be
-    enforced.
+    enforced; 503 where compiling takes too long: it goes on, and may be over when the client comes back.
     """
     constraint = turn_constraint(request)
     if constraint is None:
         return None
     try:
-        unenforced = await session.prepare(constraint, tenant)
-    except InvalidRequestError as error:
-        raise await _refusal(session, tenant, request, str(error)) from None
+        try:
+            unenforced = await session.prepare(constraint, tenant)
+        except InvalidRequestError as error:
+            param = await _at_fault(session, tenant, request)
+            raise invalid(f"{param}: {error}", param, "invalid_schema") from None
+    except OverloadedError as error:
+        code, wait = "grammar_timeout", GRAMMAR_RETRY_S
+        raise ApiError(503, str(error), type="server_error", code=code, retry_after=wait) from None
     for pointer in unenforced:
         _check_strict(request, pointer)
     return constraint_to_json(constraint)
 
 
-async def _refusal(session: Session, tenant: str, request: TurnRequest, message: str) -> ApiError:
-    """Names what is at fault: the answer, one tool, or the tools together."""
-    param = "tools"
-    if request.answer is not None and not await _compiles(session, tenant, request.answer):
-        param = "response_format"
+async def _at_fault(session: Session, tenant: str, request: TurnRequest) -> str:
+    """The field that does not compile: the first such tool, or else the answer, or the tools together.
+
+    Tools were compiled in this order and are kept, so that only the first one at fault is compiled again.
+    """
+    tools = callable_tools(request)
+    if not tools:
+        return "response_format"
     for index, tool in enumerate(request.tools):
-        if tool in callable_tools(request) and not await _compiles(session, tenant, ToolTurn((tool,))):
-            param = f"tools[{index}].function.parameters"
-    return invalid(f"{param}: {message}", param, "invalid_schema")
+        if tool in tools and not await _compiles(session, tenant, ToolTurn((tool,))):
+            return f"tools[{index}].function.parameters"
+    answer = request.answer if request.tool_mode == "auto" else None
+    if answer is not None and not await _compiles(session, tenant, answer):
+        return "response_format"
+    return "tools"
 
 
 async def _compiles(session: Session, tenant: str, constraint: Constraint) -> bool:

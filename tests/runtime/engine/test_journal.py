@@ -284,6 +284,13 @@ def test_a_grammar_that_two_engines_died_over_is_not_given_to_a_third():
     assert journal.died() == journal.replay(0.0) == []
 
 
+def test_a_grammar_that_took_too_long_is_not_given_to_the_next_engine():
+    journal = Journal()
+    journal.sent(Prepare("slow", "{}"), 0.0)
+    journal.came(Rejected("slow", "overloaded", "it did not compile"), 0.0)
+    assert journal.died() == journal.replay(0.0) == []
+
+
 def test_a_program_whose_end_was_asked_for_ends_after_a_death(mortal):
     mortal.send(OpenProgram("p"), SubmitCall("c", "p", (1, 2), max_tokens=90), EndProgram("p"), EndProgram("nobody"))
     mortal.die()
