@@ -65,11 +65,11 @@ def _name_of(host: str) -> str:
 
 def _is_ours(name: str, config: ServerConfig) -> bool:
     """Names that resolve to us. An address cannot be rebound; a name can, so it must be known or need a key."""
-    if name in LOOPBACK or name == config.host.lower() or name in config.allowed_hosts:
+    if name in LOOPBACK or name == config.host.lower() or name in map(str.lower, config.allowed_hosts):
         return True
-    if config.is_local or config.allowed_hosts:
+    if config.is_local:
         return False
-    return config.keys is not None or _is_address(name)
+    return _is_address(name) or (config.keys is not None and not config.allowed_hosts)
 
 
 def _is_address(name: str) -> bool:

@@ -67,6 +67,14 @@ def test_names_and_pages_can_be_allowed():
     assert not is_allowed(config, "gpu.lan:8000", "https://app.example.evil.example")
 
 
+@pytest.mark.parametrize("opened", [{"open_access": True}, {"keys": "keys.toml"}])
+def test_a_server_that_has_names_is_still_reached_by_its_addresses(opened):
+    config = ServerConfig(host="0.0.0.0", allowed_hosts=("GPU.lan",), **opened)
+    assert is_allowed(config, "10.0.0.7:8000") and is_allowed(config, "[fd00::7]:8000")
+    assert is_allowed(config, "gpu.lan:8000") and is_allowed(config, "GPU.LAN")
+    assert not is_allowed(config, "other.lan:8000")
+
+
 def test_an_open_server_answers_to_addresses_and_one_with_keys_to_any_name():
     opened, keyed = ServerConfig(host="0.0.0.0", open_access=True), ServerConfig(host="0.0.0.0", keys="keys.toml")
     assert is_allowed(opened, "10.0.0.7:8000")
