@@ -10,7 +10,7 @@ from aiohttp import web
 
 from treadle.runtime.server.answers import error_answer
 from treadle.runtime.server.context import PROGRAM_ID, REQUEST_ID, SERVER, STREAMS, TENANT, request_headers
-from treadle.runtime.server.errors import ApiError, ErrorType, api_error_of
+from treadle.runtime.server.errors import ApiError, ErrorType, api_error_of, invalid
 from treadle.runtime.server.logs import log_request, new_request_id, request_id
 from treadle.runtime.server.origins import check_origin, cors_headers
 from treadle.runtime.server.routes import Handler, Route
@@ -61,6 +61,16 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 @web.middleware
+async def in_text(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuses a first line or a header that is no UTF-8: what it is read as then can be written nowhere."""
+    try:
+        "".join([request.raw_path, *request.headers.values()]).encode()
+    except UnicodeEncodeError:
+        raise invalid("the first line or a header has bytes that are not UTF-8", None, "invalid_text") from None
+    return await handler(request)
+
+
+@web.middleware
 async def from_allowed_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuses web pages, and names of this machine, that are not ours; answers what browsers ask beforehand."""
     check_origin(request.headers, request.app[SERVER].config)
@@ -81,7 +91,7 @@ async def authenticated(request: web.Request, handler: Handler) -> web.StreamRes
     return await handler(request)
 
 
-MIDDLEWARES = (observed, errors, from_allowed_origin, authenticated)
+MIDDLEWARES = (observed, errors, in_text, from_allowed_origin, authenticated)
 ROUTES_BY_HANDLER: web.AppKey[Mapping[Handler, Route]] = web.AppKey("routes", Mapping)
 
 
@@ -107,9 +117,10 @@ def _has_begun(request: web.Request) -> bool:
 
 def _said(request: web.Request, error: web.HTTPException) -> str:
     if error.status == 404:
-        return f"there is nothing at {request.method} {request.path[:200]}"
+        return f"there is nothing at {request.method} {request.path[:200]!r}"
     if error.status == 405:
-        return f"{request.path[:200]} is not there for {request.method}; it is for {error.headers.get('Allow', '')}"
+        allowed = error.headers.get("Allow", "")
+        return f"{request.path[:200]!r} is not there for {request.method}; it is for {allowed}"
     return error.reason
 
 
