@@ -1,6 +1,11 @@
-"""Answers that are one JSON object."""
+"""Answers that are one JSON object, and sending them."""
 
 from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Iterator
 
 import msgspec
 from aiohttp import web
@@ -21,3 +26,37 @@ def error_answer(error: ApiError) -> web.Response:
     if error.retry_after is not None:
         answer.headers["Retry-After"] = f"{max(1, round(error.retry_after))}"
     return answer
+
+
+async def send_whole(request: web.Request, response: web.StreamResponse, stall_s: float) -> None:
+    """Sends an answer, until the last byte is in the system's hands, or the client is gone or cut off."""
+    if request.transport is not None:
+        request.transport.set_write_buffer_limits(0)  # nothing waits here for a client that may never read it
+    with contextlib.suppress(ConnectionError), cut_off_unless_read(request, stall_s):
+        await response.prepare(request)
+        await response.write_eof()
+
+
+@contextlib.contextmanager
+def cut_off_unless_read(request: web.Request, stall_s: float) -> Iterator[None]:
+    """Within the scope, which sends, closes the connection once its client has read nothing for so long.
+
+    Whoever waits to send wakes then, as at any disconnect.
+    """
+    loop, transport = asyncio.get_running_loop(), request.transport
+    timer: asyncio.Handle
+
+    def look(left: float) -> None:
+        nonlocal timer
+        if transport is None:
+            return
+        if (size := transport.get_write_buffer_size()) < left:
+            timer = loop.call_later(stall_s, look, size)
+        else:
+            transport.abort()
+
+    timer = loop.call_soon(look, math.inf)  # not called at all if nothing has to wait
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -63,7 +63,7 @@ class ServerConfig:
     program_idle_s: float = _limit(600.0, "seconds after which a program ends of which nothing is heard", least=0.001)
     idle_timeout_s: float = _limit(60.0, "seconds a connection may take until a request's headers are there", least=0.1)
     body_timeout_s: float = _limit(30.0, "seconds until a request's body is there", least=0.001)
-    stall_timeout_s: float = _limit(30.0, "seconds that a client may not read from a full stream", least=0.001)
+    stall_timeout_s: float = _limit(30.0, "seconds that a client may read nothing of an answer", least=0.001)
     ping_interval_s: float = _limit(10.0, "seconds of silence after which a stream says that it is alive", least=0.001)
     drain_timeout_s: float = _limit(30.0, "seconds for running requests to end after SIGTERM", least=0)
 

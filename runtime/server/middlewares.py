@@ -1,4 +1,4 @@
-"""What every request passes through, outermost first: its id and log line, errors as objects, origin, key."""
+"""What every request passes through, outermost first: sending, its id and log line, errors as objects, origin, key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from treadle.runtime.server.answers import error_answer
+from treadle.runtime.server.answers import error_answer, send_whole
 from treadle.runtime.server.context import PROGRAM_ID, REQUEST_ID, SERVER, STREAMS, TENANT, request_headers
 from treadle.runtime.server.errors import ApiError, ErrorType, api_error_of, invalid
 from treadle.runtime.server.logs import log_request, new_request_id, request_id
@@ -17,6 +17,15 @@ from treadle.runtime.server.routes import Handler, Route
 
 log = logging.getLogger(__name__)
 _TYPES: dict[int, ErrorType] = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+
+
+@web.middleware
+async def delivered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Sends an answer that is no stream, to a client that reads it."""
+    response = await handler(request)
+    if not response.prepared:
+        await send_whole(request, response, request.app[SERVER].config.stall_timeout_s)
+    return response
 
 
 @web.middleware
@@ -91,7 +100,7 @@ async def authenticated(request: web.Request, handler: Handler) -> web.StreamRes
     return await handler(request)
 
 
-MIDDLEWARES = (observed, errors, in_text, from_allowed_origin, authenticated)
+MIDDLEWARES = (delivered, observed, errors, in_text, from_allowed_origin, authenticated)
 ROUTES_BY_HANDLER: web.AppKey[Mapping[Handler, Route]] = web.AppKey("routes", Mapping)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from types import TracebackType
 import msgspec
 from aiohttp import web
 
+from treadle.runtime.server.answers import cut_off_unless_read, send_whole
 from treadle.runtime.server.config import ServerConfig
 from treadle.runtime.server.context import STREAMS
 from treadle.runtime.server.errors import api_error_of
@@ -42,7 +44,6 @@ class EventStream:
         self._ping_s = config.ping_interval_s
         self._stall_s = config.stall_timeout_s
         self._sent_at = time.monotonic()
-        self._sending_since: float | None = None
         self._watch: asyncio.Task[None] | None = None
 
     @property
@@ -65,8 +66,7 @@ class EventStream:
             if failed and error is not None:
                 await self._tell(error)
             if failed or error is None:
-                self._sending_since = time.monotonic()
-                await self._response.write_eof()
+                await send_whole(self._request, self._response, self._stall_s)
         finally:
             self._watch.cancel()
         return failed
@@ -87,17 +87,13 @@ class EventStream:
         await self.send(known.body)
 
     async def _write(self, data: bytes) -> None:
-        self._sending_since = self._sent_at = time.monotonic()
-        await self._response.write(data)
-        self._sending_since = None
+        self._sent_at = time.monotonic()
+        with cut_off_unless_read(self._request, self._stall_s):
+            await self._response.write(data)
 
     async def _keep_alive(self) -> None:
-        while True:
-            await asyncio.sleep(min(self._ping_s, self._stall_s) / 2)
-            now = time.monotonic()
-            if self._sending_since is not None:
-                if now - self._sending_since >= self._stall_s and self._request.transport is not None:
-                    self._request.transport.abort()
-                    return
-            elif now - self._sent_at >= self._ping_s:
-                await self._write(PING)
+        with contextlib.suppress(ConnectionError):  # the client is gone, and the handler hears of it by itself
+            while True:
+                await asyncio.sleep(self._ping_s / 2)
+                if time.monotonic() - self._sent_at >= self._ping_s:
+                    await self._write(PING)

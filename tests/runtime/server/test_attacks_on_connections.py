@@ -5,6 +5,7 @@ Whatever becomes of the connection, its calls end, and their slots and pages com
 
 import json
 import re
+import select
 import socket
 import time
 from contextlib import closing
@@ -116,6 +117,27 @@ def test_a_client_that_does_not_read_is_cut_off_and_its_calls_end(attacked):
     assert b"[DONE]" not in received
 
 
+def test_a_client_that_does_not_read_an_answer_that_is_no_stream_is_cut_off(attacked):
+    with connect(attacked, receive_bytes=4096) as connection:
+        connection.sendall(request("/tokenize", prompt="1" * 1_900_000))  # an answer that no buffer of the system holds
+        select.select([connection], [], [], 30)
+        time.sleep(3 * STALL_S)
+        received = read_all(connection)
+    head, body = received.split(b"\r\n\r\n", 1)
+    assert int(re.search(rb"Content-Length: (\d+)", head)[1]) > len(body)
+
+
+def test_a_client_that_reads_an_answer_slowly_gets_all(attacked):
+    with connect(attacked, receive_bytes=4096) as connection:
+        connection.sendall(request("/tokenize", headers="Connection: close\r\n", prompt="1" * 1_900_000))
+        received = b""
+        while piece := connection.recv(1 << 20):
+            received += piece
+            time.sleep(0.001)
+    head, body = received.split(b"\r\n\r\n", 1)
+    assert int(re.search(rb"Content-Length: (\d+)", head)[1]) == len(body) > 5 << 20
+
+
 def test_a_client_that_reads_slowly_but_reads_gets_all(attacked):
     with connect(attacked) as connection:
         connection.sendall(request(headers="Connection: close\r\n", stream=True, max_tokens=40))
@@ -207,6 +229,29 @@ def test_what_is_no_sound_request_is_refused(text, attacked):
         answer = read_all(connection)
     assert answer == b"" or re.match(rb"HTTP/1.[01] 40[0-9] ", answer)
     assert b"Traceback" not in answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"GET /nothing\xff HTTP/1.1\r\nHost: localhost\r\n",
+        b"PUT /health?\xff HTTP/1.1\r\nHost: localhost\r\n",
+        b"GET /v1/models/\xff HTTP/1.1\r\nHost: localhost\r\n",
+        b"GET /v1/programs/%ff%fe HTTP/1.1\r\nHost: localhost\r\n",
+        b"GET /health HTTP/1.1\r\nHost: local\xffhost\r\n",
+        b"GET /nothing HTTP/1.1\r\nHost: localhost\r\nOrigin: http://\xff\r\n",
+        b"GET /nothing HTTP/1.1\r\nHost: localhost\r\nx-request-id: \xff\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: \xff\r\nContent-Length: 0\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nx-treadle-program-id: \xff\r\nContent-Length: 0\r\n",
+    ],
+    ids=lambda text: repr(text[:60]),
+)
+def test_bytes_that_are_no_text_are_refused(text, attacked):
+    with connect(attacked) as connection:
+        connection.sendall(text + b"Connection: close\r\n\r\n")
+        answer = read_all(connection)
+    assert re.match(rb"HTTP/1.[01] 40[0-9] ", answer)
+    assert answer.startswith(b"HTTP/1.0") or json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]["message"]
 
 
 def test_a_target_with_another_host_does_not_lead_past_the_check(attacked):
