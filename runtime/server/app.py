@@ -62,7 +62,7 @@ async def listening(server: Server) -> AsyncIterator[str]:
     runner = web.AppRunner(
         build_app(server),
         logger=logger,
-        handler_cancellation=True,  # whose client is gone, works for nobody
+        handler_cancellation=True,  # cancel the handler when its client is gone
         access_log=None,
         keepalive_timeout=config.idle_timeout_s,
         lingering_time=LINGER_S,

@@ -33,7 +33,7 @@ class Route:
         streams: Whether the answer may be an event stream too.
         status: Of success.
         errors: Statuses of failure, beside those that every endpoint may give.
-        is_public: Whether it is served without a key, and while the server drains.
+        is_public: Whether it is served without a key.
         is_admin: Whether it needs the admin's key.
     """
 
