@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from aiohttp import web
 
@@ -11,8 +12,8 @@ from treadle.runtime.server.chat_answers import ChatAnswer, ChatCompletion
 from treadle.runtime.server.chat_requests import ChatRequest, answer_of, choice_of, message_of, specs_of
 from treadle.runtime.server.context import PROGRAM_ID, SERVER, TENANT, Server
 from treadle.runtime.server.errors import invalid
-from treadle.runtime.server.identity import identify
-from treadle.runtime.server.limits import check_conversation, read_json
+from treadle.runtime.server.identity import Identity, identify
+from treadle.runtime.server.limits import check_conversation, read_as
 from treadle.runtime.server.requests import checked_max_tokens, checked_n, sampling_params, validated
 from treadle.runtime.server.routes import Route
 from treadle.runtime.server.sse import EventStream
@@ -22,10 +23,13 @@ from treadle.runtime.server.turn import Turn, TurnRequest, run_turn
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """Goes on with a conversation."""
     server = request.app[SERVER]
-    body = await read_json(request, server.config)
-    given = validated(body, ChatRequest)
-    wanted = turn_request_of(server, given)
-    async with run_turn(server, request[TENANT], identify(request.headers, body), wanted) as turn:
+
+    def asked(body: dict[str, Any]) -> tuple[ChatRequest, TurnRequest, Identity]:
+        given = validated(body, ChatRequest)
+        return given, turn_request_of(server, given), identify(request.headers, body)
+
+    given, wanted, identity = await read_as(request, server.config, asked)
+    async with run_turn(server, request[TENANT], identity, wanted) as turn:
         request[PROGRAM_ID] = turn.program.public_id
         answer = ChatAnswer(
             server.text_model()[0],
@@ -63,8 +67,8 @@ def turn_request_of(server: Server, given: ChatRequest) -> TurnRequest:
     if given.stream_options is not None and not given.stream:
         raise invalid("stream_options: they are for streams; set stream to true", "stream_options")
     messages = [message_of(message) for message in given.messages]
-    check_conversation(messages, server.config)
     tools = specs_of(given.tools or ())
+    check_conversation(messages, server.config, tools=tools)
     mode, names = choice_of(given, tools)
     limits = [
         limit

@@ -11,24 +11,23 @@ from treadle.grammar import JSONSchema, ToolSpec
 from treadle.runtime.server.errors import invalid
 from treadle.runtime.server.requests import (
     ANY_OBJECT,
+    MAX_CALLS,
+    MAX_PARTS,
     MAX_TOOLS,
     MAX_TOP_LOGPROBS,
+    CacheRetention,
+    Label,
+    Many,
+    Metadata,
     RequestModel,
     SamplingFields,
+    ServiceTier,
     StreamOptions,
+    check_known,
     json_answer,
+    refused,
     tool_spec,
 )
-
-
-def refused(fix: str) -> AfterValidator:
-    """Refuses a field that is known, and set to something."""
-
-    def check(value: Any) -> None:
-        if value is not None and value is not False and value != []:
-            raise ValueError(f"not supported: {fix}")
-
-    return AfterValidator(check)
 
 
 class TextPart(RequestModel):
@@ -56,7 +55,7 @@ class OtherPart(RequestModel):
 
 
 Part: TypeAlias = Annotated[TextPart | RefusalPart | OtherPart, Discriminator("type")]
-Content: TypeAlias = str | list[Part]
+Content: TypeAlias = str | Annotated[Many[Part], Field(max_length=MAX_PARTS)]
 
 
 class CalledFunction(RequestModel):
@@ -97,7 +96,7 @@ class AssistantMessage(RequestModel):
     content: Content | None = None
     refusal: str | None = None
     name: str | None = None
-    tool_calls: list[CalledTool] | None = None
+    tool_calls: Annotated[Many[CalledTool], Field(max_length=MAX_CALLS)] | None = None
     audio: Annotated[Any, refused("this model writes text only")] = None
     function_call: Annotated[Any, refused("use tool_calls")] = None
 
@@ -161,7 +160,7 @@ class AllowedToolList(RequestModel):
     """Some of the tools: the others stay in the prompt, where the cache finds them, and may not be called."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], Field(min_length=1)]
+    tools: Annotated[Many[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
 
 
 class AllowedTools(RequestModel):
@@ -201,9 +200,6 @@ class SchemaFormat(RequestModel):
 
 ToolChoice: TypeAlias = Literal["none", "auto", "required"] | Annotated[NamedTool | AllowedTools, Discriminator("type")]
 ResponseFormat: TypeAlias = Annotated[TextFormat | ObjectFormat | SchemaFormat, Discriminator("type")]
-Metadata: TypeAlias = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-]
 
 
 def _reasons_not(effort: str) -> str:
@@ -222,7 +218,7 @@ class ChatRequest(SamplingFields):
     """A conversation, and how the model is to go on with it."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[Many[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
@@ -230,21 +226,21 @@ class ChatRequest(SamplingFields):
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[Many[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
 
     metadata: Metadata | None = None
-    prompt_cache_key: Annotated[str, Field(max_length=1024)] | None = None
-    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    prompt_cache_key: Label | None = None
+    prompt_cache_retention: CacheRetention | None = None
     prompt_cache_options: dict[str, Any] | None = None
-    safety_identifier: Annotated[str, Field(max_length=1024)] | None = None
-    user: Annotated[str, Field(max_length=1024)] | None = None
-    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "standard_only"] | None = None
+    safety_identifier: Label | None = None
+    user: Label | None = None
+    service_tier: ServiceTier | None = None
 
     reasoning_effort: Annotated[str, AfterValidator(_reasons_not)] | None = None
-    modalities: Annotated[list[str], AfterValidator(_text_only)] | None = None
+    modalities: Annotated[Many[str], Field(max_length=8), AfterValidator(_text_only)] | None = None
     verbosity: Annotated[Literal["low", "medium", "high"], refused("tell the model in a message")] | None = None
     store: Annotated[bool, refused("chat completions are not stored; use /v1/responses")] | None = None
     audio: Annotated[Any, refused("this model writes text only")] = None
@@ -275,17 +271,10 @@ def choice_of(
         raise invalid("tool_choice: there are no tools to choose from", "tool_choice")
     if choice is None or isinstance(choice, str):
         return choice or "auto", None
-    if isinstance(choice, NamedTool):
-        return "required", _known((choice.function.name,), tools)
-    allowed = choice.allowed_tools
-    return allowed.mode, _known(tuple(tool.function.name for tool in allowed.tools), tools)
-
-
-def _known(names: tuple[str, ...], tools: tuple[ToolSpec, ...]) -> tuple[str, ...]:
-    unknown = [name for name in names if all(name != tool.name for tool in tools)]
-    if unknown:
-        raise invalid(f"tool_choice: there is no tool {unknown[0]!r} among tools", "tool_choice")
-    return names
+    allowed = choice.allowed_tools.tools if isinstance(choice, AllowedTools) else [choice]
+    names = tuple(tool.function.name for tool in allowed)
+    check_known(names, {tool.name for tool in tools}, "tool_choice")
+    return choice.allowed_tools.mode if isinstance(choice, AllowedTools) else "required", names
 
 
 def answer_of(request: ChatRequest) -> JSONSchema | None:

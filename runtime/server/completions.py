@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from aiohttp import web
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from treadle.runtime.server.answers import json_answer
-from treadle.runtime.server.chat_requests import refused
 from treadle.runtime.server.completion_answers import Completion, CompletionAnswer
 from treadle.runtime.server.context import PROGRAM_ID, SERVER, TENANT, Server
 from treadle.runtime.server.errors import invalid
-from treadle.runtime.server.identity import identify
-from treadle.runtime.server.limits import check_characters, read_json
+from treadle.runtime.server.identity import Identity, identify
+from treadle.runtime.server.limits import check_characters, read_as
 from treadle.runtime.server.merge import merged
 from treadle.runtime.server.requests import (
+    Label,
+    Many,
     SamplingFields,
     StreamOptions,
     checked_max_tokens,
     checked_n,
+    refused,
     sampling_params,
     validated,
 )
@@ -34,8 +36,26 @@ DEFAULT_MAX_TOKENS = 16
 MAX_LOGPROBS = 20
 MAX_PROMPTS = 128
 
-TokenIds: TypeAlias = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Prompts: TypeAlias = Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+MAX_TOKEN_IDS = 1 << 20
+"""Of one prompt, whatever the context holds."""
+
+
+def _form(prompt: Any) -> str:
+    """What a prompt is, by its first item."""
+    if not isinstance(prompt, list):
+        return "<text>"
+    first = prompt[0] if prompt else None
+    return "<texts>" if isinstance(first, str) else "<lists>" if isinstance(first, list) else "<token ids>"
+
+
+TokenIds: TypeAlias = Annotated[Many[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MAX_TOKEN_IDS)]
+Prompt: TypeAlias = Annotated[
+    Annotated[str, Tag("<text>")]
+    | Annotated[TokenIds, Tag("<token ids>")]
+    | Annotated[Many[str], Field(max_length=MAX_PROMPTS), Tag("<texts>")]
+    | Annotated[Many[TokenIds], Field(max_length=MAX_PROMPTS), Tag("<lists>")],
+    Discriminator(_form),
+]
 
 
 class CompletionRequest(SamplingFields):
@@ -45,7 +65,7 @@ class CompletionRequest(SamplingFields):
     """
 
     model: str
-    prompt: str | TokenIds | Prompts
+    prompt: Prompt
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
@@ -54,17 +74,19 @@ class CompletionRequest(SamplingFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
-    user: Annotated[str, Field(max_length=1024)] | None = None
+    user: Label | None = None
     suffix: Annotated[str, refused("this model goes on; it does not fill in")] | None = None
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """Goes on with each prompt, all at once."""
     server = request.app[SERVER]
-    body = await read_json(request, server.config)
-    given = validated(body, CompletionRequest)
-    wanted = turn_requests_of(server, given)
-    identity = identify(request.headers, body)
+
+    def asked(body: dict[str, Any]) -> tuple[CompletionRequest, list[TurnRequest], Identity]:
+        given = validated(body, CompletionRequest)
+        return given, turn_requests_of(server, given), identify(request.headers, body)
+
+    given, wanted, identity = await read_as(request, server.config, asked)
     async with contextlib.AsyncExitStack() as stack:
         turns = [await stack.enter_async_context(run_turn(server, request[TENANT], identity, each)) for each in wanted]
         request[PROGRAM_ID] = turns[0].program.public_id
@@ -101,8 +123,6 @@ def turn_requests_of(server: Server, given: CompletionRequest) -> list[TurnReque
     server.check_model(given.model)
     prompts = _prompts(server, given.prompt)
     n = checked_n(given.n, server)
-    if len(prompts) > MAX_PROMPTS:
-        raise invalid(f"prompt: this server takes at most {MAX_PROMPTS} prompts at once", "prompt")
     if given.best_of is not None and given.best_of != n:
         raise invalid("best_of: not supported: it must equal n", "best_of")
     if given.echo and given.logprobs is not None:
@@ -131,7 +151,8 @@ def turn_requests_of(server: Server, given: CompletionRequest) -> list[TurnReque
 
 def _prompts(server: Server, given: str | list[int] | list[str] | list[list[int]]) -> list[str | tuple[int, ...]]:
     """Each prompt: text, or token ids of the model."""
-    check_characters(given, server.config, "prompt")
+    if isinstance(given, str) or isinstance(given[0], str):
+        check_characters(given, server.config, "prompt")
     if isinstance(given, str):
         return [given]
     if isinstance(given[0], int):

@@ -6,14 +6,20 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn, TypeVar
 
 from aiohttp import web
 
+from treadle.grammar import ToolSpec
 from treadle.runtime.server.config import ServerConfig
 from treadle.runtime.server.errors import ApiError, invalid
 
+T = TypeVar("T")
+LARGE_BYTES = 256 << 10
+"""Larger bodies are worked on beside the event loop, which must not stand still for so long."""
+MAX_KEYS = 16_384
+"""Of one object. Nobody means more, and each may be wrong in its own way."""
 LARGEST_INTEGER = 2**63 - 1
 # A string, unfinished or not, or a bracket outside of one. Possessive, so that no text makes it go back.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?+|[\[\]{}]', re.DOTALL)
@@ -22,10 +28,23 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 async def read_json(request: web.Request, config: ServerConfig) -> dict[str, Any]:
     """The JSON object in a request's body. Raises `ApiError` for a body that is late, too large or no such object."""
-    value = parse_json(await read_body(request, config), config.max_json_depth)
-    if not isinstance(value, dict):
-        raise invalid("the body must be a JSON object", None)
-    return value
+    return await read_as(request, config, lambda body: body)
+
+
+async def read_as(request: web.Request, config: ServerConfig, make: Callable[[dict[str, Any]], T]) -> T:
+    """What `make` makes of the JSON object in a request's body, in another thread if it is large.
+
+    Raises `ApiError` as `read_json` does, and what `make` raises.
+    """
+    content = await read_body(request, config)
+
+    def made() -> T:
+        value = parse_json(content, config.max_json_depth)
+        if not isinstance(value, dict):
+            raise invalid("the body must be a JSON object", None)
+        return make(value)
+
+    return await asyncio.to_thread(made) if len(content) > LARGE_BYTES else made()
 
 
 async def read_body(request: web.Request, config: ServerConfig) -> bytes:
@@ -52,7 +71,8 @@ def parse_json(body: bytes, max_depth: int) -> Any:
     """The value that a body spells in JSON, read strictly (RFC 8259, and I-JSON, RFC 7493).
 
     Raises `ApiError` 400 for anything else, and for what readers of JSON disagree about: keys that come twice, NaN and
-    Infinity, integers beyond 64 bits, numbers beyond a double, halves of surrogate pairs.
+    Infinity, integers beyond 64 bits, numbers beyond a double, halves of surrogate pairs; and for an object of more
+    than `MAX_KEYS` keys.
     """
     try:
         text = body.decode("utf-8")
@@ -90,6 +110,8 @@ def _check_depth(text: str, max_depth: int) -> None:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise invalid(f"an object has more than {MAX_KEYS} keys", None, "too_many_keys")
     value = dict(pairs)
     if len(value) < len(pairs):
         seen: set[str] = set()
@@ -136,19 +158,31 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def check_conversation(messages: list[Any], config: ServerConfig, param: str = "messages") -> None:
-    """Raises `ApiError` 400 for a conversation of too many messages or characters, before it is made into tokens."""
+def check_count(messages: Sequence[Any], config: ServerConfig, param: str = "messages") -> None:
+    """Raises `ApiError` 400 for a conversation of too many messages."""
     if len(messages) > config.max_messages:
         text = f"{len(messages)} messages are more than the {config.max_messages} that this server takes"
         raise invalid(text, param, "too_many_messages")
-    check_characters(messages, config, param)
 
 
-def check_characters(value: Any, config: ServerConfig, param: str) -> None:
-    """Raises `ApiError` 400 if the strings of a JSON value have more characters together than a prompt may have."""
+def check_conversation(
+    messages: Sequence[Any], config: ServerConfig, param: str = "messages", tools: Iterable[ToolSpec] = ()
+) -> int:
+    """How many characters a conversation has, with the tools that the model is told of.
+
+    Raises `ApiError` 400 for too many messages, or too many characters, before they are made into tokens.
+    """
+    check_count(messages, config, param)
+    told = [[tool.name, tool.description, tool.parameters] for tool in tools]
+    return check_characters([*messages, told], config, param)
+
+
+def check_characters(value: Any, config: ServerConfig, param: str) -> int:
+    """How many characters the strings of a JSON value have. Raises `ApiError` 400 for more than a prompt may have."""
     left = config.max_prompt_characters
     for text in _texts(value):
         left -= len(text)
         if left < 0:
             message = f"the prompt has more than the {config.max_prompt_characters} characters that this server takes"
             raise invalid(message, param, "prompt_too_long")
+    return config.max_prompt_characters - left

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
@@ -11,10 +13,11 @@ from typing_extensions import TypedDict
 
 from treadle.runtime.server.answers import json_answer
 from treadle.runtime.server.chat_requests import FunctionTool, Message, message_of, specs_of
-from treadle.runtime.server.context import SERVER
+from treadle.runtime.server.context import SERVER, TENANT, Server
 from treadle.runtime.server.errors import ApiError, invalid
-from treadle.runtime.server.limits import check_characters, check_conversation
-from treadle.runtime.server.requests import MAX_TOOLS, RequestModel, parse_body
+from treadle.runtime.server.limits import check_characters, check_conversation, read_as
+from treadle.runtime.server.prompts import encode_beside
+from treadle.runtime.server.requests import MAX_TOOLS, Many, RequestModel, validated
 from treadle.runtime.server.routes import Route
 
 
@@ -50,8 +53,8 @@ class TokenizeRequest(RequestModel):
     """Text, or a conversation."""
 
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    messages: Annotated[Many[Message], Field(min_length=1)] | None = None
+    tools: Annotated[Many[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
     model: str | None = None
 
 
@@ -116,25 +119,32 @@ async def get_version(request: web.Request) -> web.StreamResponse:
 async def tokenize(request: web.Request) -> web.StreamResponse:
     """The token ids of a text, or of a conversation as the model would be asked to go on with it."""
     server = request.app[SERVER]
-    given = await parse_body(request, TokenizeRequest)
-    if given.model is not None:
-        server.check_model(given.model)
-    encoder = server.text_model()[1]
-    if (given.prompt is None) == (given.messages is None):
-        raise invalid("give either prompt or messages", "prompt")
-    if given.prompt is not None:
-        check_characters(given.prompt, server.config, "prompt")
-        token_ids = encoder.encode_text(given.prompt)
-    else:
-        messages = [message_of(message) for message in given.messages or ()]
-        check_conversation(messages, server.config)
-        token_ids = encoder.encode(messages, specs_of(given.tools or ()))
+    with server.admission.admit(request[TENANT]):
+        encode, num_characters = await read_as(request, server.config, partial(_encoding, server))
+        token_ids = await encode_beside(encode, num_characters)
     tokens: Tokens = {
         "tokens": list(token_ids),
         "count": len(token_ids),
         "max_model_len": server.engine.max_context,
     }
     return json_answer(tokens)
+
+
+def _encoding(server: Server, body: dict[str, Any]) -> tuple[Callable[[], tuple[int, ...]], int]:
+    """What makes the tokens that a body asks for, and of how many characters."""
+    given = validated(body, TokenizeRequest)
+    if given.model is not None:
+        server.check_model(given.model)
+    encoder = server.text_model()[1]
+    if (given.prompt is None) == (given.messages is None):
+        raise invalid("give either prompt or messages", "prompt")
+    if given.prompt is not None:
+        num_characters = check_characters(given.prompt, server.config, "prompt")
+        return partial(encoder.encode_text, given.prompt), num_characters
+    messages = [message_of(message) for message in given.messages or ()]
+    tools = specs_of(given.tools or ())
+    num_characters = check_conversation(messages, server.config, tools=tools)
+    return partial(encoder.encode, messages, tools), num_characters
 
 
 async def embeddings(request: web.Request) -> web.StreamResponse:
@@ -147,7 +157,13 @@ ROUTES = (
     Route("GET", "/v1/models/{model:.+}", get_model, "Describe a model", answer=Model, errors=(404,)),
     Route("POST", "/v1/embeddings", embeddings, "Not supported", body=EmbeddingsRequest),
     Route(
-        "POST", "/tokenize", tokenize, "Turn text into token ids", body=TokenizeRequest, answer=Tokens, errors=(404,)
+        "POST",
+        "/tokenize",
+        tokenize,
+        "Turn text into token ids",
+        body=TokenizeRequest,
+        answer=Tokens,
+        errors=(404, 429),
     ),
     Route("GET", "/livez", live, "Tell whether the server answers", answer=State, is_public=True),
     Route("GET", "/readyz", ready, "Tell whether it takes requests", answer=State, errors=(503,), is_public=True),

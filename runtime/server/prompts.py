@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,6 +14,16 @@ from treadle.runtime.executor.prompts import PromptEncoder, Recorded, Turn
 from treadle.runtime.text.tokenizer import Tokenizer
 
 RecordedIds: TypeAlias = Callable[[Mapping[str, Any]], "tuple[int, ...] | None"]
+MAX_INLINE_CHARACTERS = 20_000
+"""Longer prompts are made into tokens beside the event loop, which must not stand still for so long."""
+_beside = ThreadPoolExecutor(2, thread_name_prefix="treadle-encode")  # more would only keep the event loop waiting
+
+
+async def encode_beside(encode: Callable[[], tuple[int, ...]], num_characters: int) -> tuple[int, ...]:
+    """What `encode` makes of so many characters: at once if they are few, else in another thread."""
+    if num_characters <= MAX_INLINE_CHARACTERS:
+        return encode()
+    return await asyncio.get_running_loop().run_in_executor(_beside, encode)
 
 
 @dataclass(frozen=True, slots=True)

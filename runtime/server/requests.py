@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeAlias, TypeVar
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from treadle.grammar import JSONSchema, ToolSpec
-from treadle.runtime.server.context import SERVER, Server
+from treadle.runtime.server.context import Server
 from treadle.runtime.server.errors import api_error_of_body, invalid
-from treadle.runtime.server.limits import read_json
 from treadle.scheduler import SamplingParams
 
 MAX_TOOLS = 256
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_TOP_LOGPROBS = 20
+MAX_BIASES = 4_096
+MAX_PARTS = 4_096
+"""Of the content of one message."""
+MAX_CALLS = 1_024
+"""Of tools, in one message."""
 
 
 class RequestModel(BaseModel):
@@ -31,6 +34,8 @@ class RequestModel(BaseModel):
 
 M = TypeVar("M", bound=RequestModel)
 V = TypeVar("V")
+Many: TypeAlias = Annotated[list[V], Field(fail_fast=True)]
+"""A list whose first wrong item is told, and of which no other is looked at then: a body may hold a million."""
 
 
 def validated(body: Any, model: type[M]) -> M:
@@ -43,12 +48,25 @@ def validated(body: Any, model: type[M]) -> M:
         raise invalid("the request is nested too deeply", None) from None
 
 
-async def parse_body(request: web.Request, model: type[M]) -> M:
-    """The request's JSON as its model. Raises `ApiError` 400 with the name of the field at fault."""
-    return validated(await read_json(request, request.app[SERVER].config), model)
+def refused(fix: str, *, unless: tuple[Any, ...] = ()) -> AfterValidator:
+    """Refuses a field that is known and says something: not null, false, an empty text or list, nor one of `unless`."""
+
+    def check(value: Any) -> None:
+        if value not in (None, False, "", [], *unless):
+            raise ValueError(f"not supported: {fix}")
+
+    return AfterValidator(check)
 
 
 Stop: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Bias: TypeAlias = Annotated[float, Field(ge=-100, le=100)]
+Label: TypeAlias = Annotated[str, Field(max_length=1024)]
+Metadata: TypeAlias = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(fail_fast=True, max_length=16),
+]
+CacheRetention: TypeAlias = Literal["in_memory", "in-memory", "24h"]
+ServiceTier: TypeAlias = Literal["auto", "default", "flex", "scale", "priority", "fast", "standard_only"]
 
 
 class StreamOptions(RequestModel):
@@ -68,9 +86,9 @@ class SamplingFields(RequestModel):
     repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(fail_fast=True, max_length=MAX_BIASES)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stop | Annotated[Many[Stop], Field(max_length=MAX_STOPS)] | None = None
 
 
 def sampling_params(
@@ -110,6 +128,13 @@ def tool_spec(name: str, description: str | None, parameters: Mapping[str, Any] 
         raise invalid(f"{param}.name: {name[:140]!r} is no name for a tool; give {rule}", f"{param}.name")
     schema = {"type": "object", "properties": {}} if not parameters else dict(parameters)
     return ToolSpec(name, description or "", json.dumps(schema, ensure_ascii=False))
+
+
+def check_known(names: Iterable[str], tools: Collection[str], param: str) -> None:
+    """Raises `ApiError` 400 for a name that is none of a tool. `param` is where the request has it."""
+    for name in names:
+        if name not in tools:
+            raise invalid(f"{param}: there is no tool {name[:140]!r} in tools", param)
 
 
 def json_answer(schema: Mapping[str, Any], *, strict: bool) -> JSONSchema:

@@ -10,7 +10,14 @@ from typing import Any, Literal
 from treadle.grammar import JSONSchema, ToolSpec
 from treadle.runtime.server.context import Server
 from treadle.runtime.server.errors import ApiError, invalid
-from treadle.runtime.server.requests import ANY_OBJECT, checked_max_tokens, json_answer, sampling_params, tool_spec
+from treadle.runtime.server.requests import (
+    ANY_OBJECT,
+    check_known,
+    checked_max_tokens,
+    json_answer,
+    sampling_params,
+    tool_spec,
+)
 from treadle.runtime.server.responses.requests import (
     LOGPROBS,
     AnyObjectFormat,
@@ -122,21 +129,16 @@ def _choice(request: ResponseRequest) -> tuple[Literal["auto", "none", "required
         case None:
             return "auto", None
         case FunctionChoice(name=name):
-            _check_known(name, names, "tool_choice.name")
+            check_known([name], names, "tool_choice.name")
             return "required", (name,)
         case FunctionSubset(mode=mode, tools=allowed):
             for index, tool in enumerate(allowed):
-                _check_known(tool.name, names, f"tool_choice.tools[{index}].name")
+                check_known([tool.name], names, f"tool_choice.tools[{index}].name")
             return mode, tuple(tool.name for tool in allowed)
         case mode:
             if mode == "required" and not names:
                 raise invalid("tool_choice: required, but there are no tools", "tool_choice")
             return mode, None
-
-
-def _check_known(name: str, names: Sequence[str], param: str) -> None:
-    if name not in names:
-        raise invalid(f"{param}: there is no tool {name!r} in tools", param)
 
 
 def _answer(text: TextOptions) -> JSONSchema | None:

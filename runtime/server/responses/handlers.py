@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from aiohttp import web
 
@@ -13,11 +13,10 @@ from treadle.runtime.server.answers import json_answer
 from treadle.runtime.server.context import PROGRAM_ID, SERVER, TENANT
 from treadle.runtime.server.errors import ApiError, api_error_of, invalid, not_found
 from treadle.runtime.server.identity import identify
-from treadle.runtime.server.limits import check_conversation, read_json
+from treadle.runtime.server.limits import check_conversation, check_count, read_as
 from treadle.runtime.server.logprobs import token_entries
 from treadle.runtime.server.requests import validated
 from treadle.runtime.server.responses.asked import fields_renamed, repeated, turn_of, wants_logprobs
-from treadle.runtime.server.responses.inputs import ItemReference, ReasoningInput
 from treadle.runtime.server.responses.messages import messages_of
 from treadle.runtime.server.responses.requests import ResponseRequest
 from treadle.runtime.server.responses.response import DeletedResponse, Response, ResponseObject
@@ -34,17 +33,18 @@ Keep: TypeAlias = Callable[[Response], None]
 async def create_response(request: web.Request) -> web.StreamResponse:
     """Makes a response. Once it has ended it is stored, unless `store` is false."""
     server, store, tenant = request.app[SERVER], request.app[RESPONSES], request[TENANT]
-    body = await read_json(request, server.config)
-    asked = validated(body, ResponseRequest)
+    body, asked, items_given = await read_as(request, server.config, _asked)
     server.check_model(asked.model)
     tokenizer, _ = server.text_model()
     previous = _previous(store, tenant, asked.previous_response_id)
-    given = tuple(_given(store, tenant, asked))
+    given = tuple(_resolved(store, tenant, items_given))
     items = [*(previous.history.all_items() if previous is not None else ()), *given]
     if not items:
         raise invalid("input: there is nothing to answer", "input")
-    check_conversation(items, server.config, "input")
-    wanted = turn_of(server, asked, messages_of(items, asked.instructions))
+    check_count(items, server.config, "input")
+    messages = messages_of(items, asked.instructions)
+    wanted = turn_of(server, asked, messages)
+    check_conversation(messages, server.config, "input", wanted.tools)
     identity = identify(request.headers, body, continues=previous.program_id if previous is not None else None)
     with fields_renamed():
         async with run_turn(server, tenant, identity, wanted) as turn:
@@ -93,22 +93,26 @@ def _previous(store: ResponseStore, tenant: Tenant, response_id: str | None) -> 
     return found
 
 
-def _given(store: ResponseStore, tenant: Tenant, asked: ResponseRequest) -> Iterator[Item]:
-    """The items of a request, with those in place that it only names."""
+def _asked(body: dict[str, Any]) -> tuple[dict[str, Any], ResponseRequest, list[Item]]:
+    """A body, the request that it is, and the items of its input."""
+    asked = validated(body, ResponseRequest)
     if isinstance(asked.input, str):
-        if asked.input:
-            yield {"type": "message", "role": "user", "content": asked.input}
-        return
-    for index, item in enumerate(asked.input):
-        if isinstance(item, ReasoningInput):
-            continue
-        if not isinstance(item, ItemReference):
-            yield item.model_dump(exclude_none=True)
-            continue
-        found = store.item(tenant.name, item.id)
-        if found is None:
-            raise not_found(f"input[{index}].id: no item {item.id!r} is stored", f"input[{index}].id")
-        yield found
+        items = [{"type": "message", "role": "user", "content": asked.input}] if asked.input else []
+    else:
+        items = [item.model_dump(exclude_none=True) for item in asked.input]
+    return body, asked, items
+
+
+def _resolved(store: ResponseStore, tenant: Tenant, items: Iterable[Item]) -> Iterator[Item]:
+    """The items of a request that a model can read, with those in place that it only names."""
+    for index, item in enumerate(items):
+        if item["type"] == "item_reference":
+            found = store.item(tenant.name, item["id"])
+            if found is None:
+                raise not_found(f"input[{index}].id: no item {item['id']!r} is stored", f"input[{index}].id")
+            yield found
+        elif item["type"] != "reasoning":
+            yield item
 
 
 async def _stream(request: web.Request, turn: Turn, response: Response, keep: Keep) -> web.StreamResponse:

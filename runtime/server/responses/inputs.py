@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, Discriminator, Tag
+from pydantic import BaseModel, Discriminator, Field, Tag
 
-from treadle.runtime.server.requests import RequestModel
+from treadle.runtime.server.requests import MAX_PARTS, Many, RequestModel
 
 
 class InputText(RequestModel):
@@ -30,7 +30,8 @@ def _content_form(value: Any) -> str:
 
 Part: TypeAlias = Annotated[InputText | InputRefusal, Discriminator("type")]
 Content: TypeAlias = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[Part], Tag("<list>")], Discriminator(_content_form)
+    Annotated[str, Tag("<text>")] | Annotated[Many[Part], Field(max_length=MAX_PARTS), Tag("<list>")],
+    Discriminator(_content_form),
 ]
 
 
@@ -63,7 +64,7 @@ class FunctionCallOutputInput(RequestModel):
 
 
 class ReasoningInput(RequestModel):
-    """ReasoningOptions of another model. It is passed over: this server writes none, and nobody else's can be read."""
+    """Reasoning of another model. It is passed over: this server writes none, and nobody else's can be read."""
 
     type: Literal["reasoning"]
     id: str | None = None
@@ -103,5 +104,5 @@ InputItem: TypeAlias = Annotated[
 ]
 
 Input: TypeAlias = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[InputItem], Tag("<list>")], Discriminator(_content_form)
+    Annotated[str, Tag("<text>")] | Annotated[Many[InputItem], Tag("<list>")], Discriminator(_content_form)
 ]

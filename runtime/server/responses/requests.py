@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
 
-from treadle.runtime.server.chat_requests import Metadata
-from treadle.runtime.server.requests import MAX_TOOLS, MAX_TOP_LOGPROBS, RequestModel, SamplingFields, StreamOptions
+from treadle.runtime.server.requests import (
+    MAX_TOOLS,
+    MAX_TOP_LOGPROBS,
+    CacheRetention,
+    Label,
+    Many,
+    Metadata,
+    RequestModel,
+    SamplingFields,
+    ServiceTier,
+    StreamOptions,
+    refused,
+)
 from treadle.runtime.server.responses.inputs import Input
 
 LOGPROBS = "message.output_text.logprobs"
+MAX_INCLUDED = 64
 
 Includable: TypeAlias = Literal[
     "message.output_text.logprobs",
@@ -23,17 +35,6 @@ Includable: TypeAlias = Literal[
     "code_interpreter_call.outputs",
 ]
 """What may be included. All but logprobs belong to items that this server never writes, and add nothing."""
-
-
-def _refuse(fix: str, *, unless: tuple[Any, ...] = ()) -> AfterValidator:
-    """Refuses a field that is known and says something: not null, false or empty, nor one of `unless`."""
-
-    def check(value: Any) -> Any:
-        if value and value not in unless:
-            raise ValueError(f"not supported: {fix}")
-        return None
-
-    return AfterValidator(check)
 
 
 class FunctionDeclaration(RequestModel):
@@ -58,7 +59,7 @@ class FunctionSubset(RequestModel):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[list[FunctionChoice], Field(min_length=1)]
+    tools: Annotated[Many[FunctionChoice], Field(min_length=1, max_length=MAX_TOOLS)]
 
 
 def _choice_form(value: Any) -> str | None:
@@ -106,17 +107,14 @@ class TextOptions(RequestModel):
     """How the answer is written."""
 
     format: Annotated[PlainTextFormat | AnyObjectFormat | TextSchemaFormat, Discriminator("type")] = PlainTextFormat()
-    verbosity: Annotated[Literal["low", "medium", "high"] | None, _refuse("this model has one verbosity")] = None
+    verbosity: Annotated[Literal["low", "medium", "high"] | None, refused("this model has one verbosity")] = None
 
 
 class ReasoningOptions(RequestModel):
     """How much is thought before the answer: nothing. There is no reasoning to summarise either."""
 
-    effort: Annotated[str | None, _refuse("this model does not reason apart; give none", unless=("none",))] = None
+    effort: Annotated[str | None, refused("this model does not reason apart; give none", unless=("none",))] = None
     summary: str | None = None
-
-
-Label: TypeAlias = Annotated[str, Field(max_length=1024)]
 
 
 class ResponseRequest(SamplingFields):
@@ -129,28 +127,28 @@ class ResponseRequest(SamplingFields):
     store: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    tools: Annotated[list[FunctionDeclaration], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[Many[FunctionDeclaration], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: Annotated[int | None, Field(ge=1)] = None
     text: TextOptions | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
     max_output_tokens: Annotated[int | None, Field(ge=1)] = None
-    include: list[Includable] | None = None
+    include: Annotated[Many[Includable], Field(max_length=MAX_INCLUDED)] | None = None
     metadata: Metadata | None = None
     prompt_cache_key: Label | None = None
-    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    prompt_cache_retention: CacheRetention | None = None
     prompt_cache_options: dict[str, Any] | None = None
     safety_identifier: Label | None = None
     user: Label | None = None
-    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "standard_only"] | None = None
+    service_tier: ServiceTier | None = None
     truncation: Annotated[
         Literal["auto", "disabled"] | None,
-        _refuse("nothing is dropped from a conversation; shorten it yourself", unless=("disabled",)),
+        refused("nothing is dropped from a conversation; shorten it yourself", unless=("disabled",)),
     ] = None
     reasoning: ReasoningOptions | None = None
-    background: Annotated[bool | None, _refuse("ask for a stream, or wait for the answer")] = None
-    conversation: Annotated[Any, _refuse("go on from previous_response_id")] = None
-    prompt: Annotated[Any, _refuse("there are no stored prompts; send instructions and input")] = None
-    context_management: Annotated[Any, _refuse("send what is to be kept as input")] = None
-    moderation: Annotated[Any, _refuse("this server does not moderate")] = None
+    background: Annotated[bool | None, refused("ask for a stream, or wait for the answer")] = None
+    conversation: Annotated[Any, refused("go on from previous_response_id")] = None
+    prompt: Annotated[Any, refused("there are no stored prompts; send instructions and input")] = None
+    context_management: Annotated[Any, refused("send what is to be kept as input")] = None
+    moderation: Annotated[Any, refused("this server does not moderate")] = None

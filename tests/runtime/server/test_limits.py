@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from functools import partial
 
 import pytest
 from aiohttp import web
@@ -9,9 +10,10 @@ from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from treadle.grammar import ToolSpec
 from treadle.runtime.server.config import ServerConfig
 from treadle.runtime.server.errors import ApiError
-from treadle.runtime.server.limits import check_characters, check_conversation, parse_json, read_json
+from treadle.runtime.server.limits import MAX_KEYS, check_characters, check_conversation, parse_json, read_json
 
 DEPTH = 64
 VALUES = st.recursive(
@@ -69,6 +71,14 @@ def test_what_readers_of_json_disagree_about_is_refused(body, code):
     assert refused(body).code == code
 
 
+def test_an_object_of_too_many_keys_is_refused():
+    def object_of(count):
+        return json.dumps({str(key): key for key in range(count)})
+
+    assert len(parse_json(object_of(MAX_KEYS).encode(), DEPTH)) == MAX_KEYS
+    assert refused(object_of(MAX_KEYS + 1)).code == "too_many_keys"
+
+
 def test_a_pair_of_surrogates_is_a_character():
     assert parse_json(b'["\\ud83d\\ude00", "\\\\ud800"]', DEPTH) == ["\U0001f600", "\\ud800"]
 
@@ -104,6 +114,16 @@ def test_conversations_are_counted_before_they_become_tokens():
     assert caught.value.code == "prompt_too_long"
     with pytest.raises(ApiError):
         check_characters(["x" * 10] * 3, config, "prompt")
+
+
+def test_tools_count_as_part_of_the_conversation():
+    config = ServerConfig(max_prompt_characters=30)
+    check = partial(check_conversation, [{"role": "user", "content": "short"}], config)
+    assert check() == len("roleusercontentshort")
+    assert check(tools=[ToolSpec("f", "for it", "{}")]) == check() + len("ffor it{}")
+    with pytest.raises(ApiError) as caught:
+        check(tools=[ToolSpec("f", "for it", '{"type": "object"}')])
+    assert (caught.value.code, caught.value.param) == ("prompt_too_long", "messages")
 
 
 @pytest.fixture
