@@ -88,14 +88,10 @@ def test_ids_of_the_inside_stay_inside(opened):
     assert program.id not in found.text
 
 
-def test_a_header_of_any_bytes_breaks_nothing(opened):
+def test_names_of_a_part_and_a_parent_that_cannot_be_shown_are_left_out(opened):
     _, http = opened
-    headers = [
-        (b"x-claude-code-session-id", b"p"),
-        (b"x-claude-code-agent-id", b"\xff\xfe"),
-        (b"x-treadle-program-parent", b"\x80"),
-    ]
-    http.post("/chat/completions", json=CHAT, headers=headers).raise_for_status()
+    program = {"id": "p", "step": "a\x1b[2Jb", "parent": "a\nb"}
+    http.post("/chat/completions", json={**CHAT, "program": program}).raise_for_status()
     assert [each["id"] for each in http.get("/programs").json()["data"]] == ["p"]
     found = http.get("/programs/p").json()
     assert (found["parent"], found["step"], found["turns"]) == (None, None, 1)
