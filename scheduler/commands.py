@@ -179,7 +179,7 @@ class EndProgram:
 class Prepare:
     """Compiles a constraint beside the steps, so that a call of the tenant which has it need not wait.
 
-    Answered by `Prepared`.
+    Answered by `Prepared`, or by `Rejected` as overloaded if it took too long.
     """
 
     request_id: str

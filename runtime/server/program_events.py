@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from treadle.runtime.server.program import LiveProgram
 from treadle.runtime.server.programs import Programs
-from treadle.runtime.server.requests import RequestModel
+from treadle.runtime.server.requests import Many, RequestModel
 
 MAX_EVENTS = 256
 MAX_SEEN = 1024
@@ -59,7 +59,7 @@ ProgramEvent: TypeAlias = Annotated[ToolStart | ToolEnd | Step | ProgramEnd, Dis
 class EventsRequest(RequestModel):
     """Events, in the order in which they happened if that is known."""
 
-    events: Annotated[list[ProgramEvent], Field(min_length=1, max_length=MAX_EVENTS)]
+    events: Annotated[Many[ProgramEvent], Field(min_length=1, max_length=MAX_EVENTS)]
 
 
 class EventAnswer(TypedDict):

@@ -32,7 +32,7 @@ from treadle.runtime.server.limits import read_json
 from treadle.runtime.server.program import LiveProgram, NodeKind, NodeState, ProgramState
 from treadle.runtime.server.program_events import EventAnswer, EventsRequest, ShortText, take_event
 from treadle.runtime.server.program_report import report_of
-from treadle.runtime.server.requests import RequestModel, validated
+from treadle.runtime.server.requests import Many, RequestModel, validated
 from treadle.runtime.server.routes import Query, Route
 from treadle.scheduler import Hint, HintAction, HintAnswered, HintOutcome
 
@@ -85,7 +85,7 @@ Wish: TypeAlias = Annotated[Retain | Demote | Release, Discriminator("action")]
 class HintsRequest(RequestModel):
     """Hints, answered one by one."""
 
-    hints: Annotated[list[Wish], Field(min_length=1, max_length=16)]
+    hints: Annotated[Many[Wish], Field(min_length=1, max_length=16)]
 
 
 class WaitsFor(TypedDict):
