@@ -4,7 +4,7 @@
 
 The steps are those of the real engine, scheduling and sampling included: decoding rows at several contexts, prefill of
 several lengths at several positions, and both at once. `--out` writes a file that `treadle simulate --engine` takes.
-Weights are in full: with 4-bit ones beside them the cost of a step jumps at 8 tokens, which no line through them tells.
+Weights are in full, by torch: codes cost a step of more than 8 tokens something else, which no line through them tells.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def calibrate(args: argparse.Namespace) -> None:
     """Measures, fits, prints and writes."""
     checkpoint, _ = open_model(args.model, pull=True)
     dtype = str(torch_dtype(args.dtype)).removeprefix("torch.")
-    engine = build_engine(checkpoint, None, EngineConfig(dtype=args.dtype, weights="full", num_threads=args.threads))
+    engine = build_engine(
+        checkpoint, None, EngineConfig(dtype=args.dtype, weights="full", native=False, num_threads=args.threads)
+    )
     common: dict[str, Parameter] = {"model": args.model, "dtype": dtype, "threads": torch.get_num_threads()}
     common["clock"] = args.clock
     report, samples = Report(common, as_json=args.json), []

@@ -134,6 +134,7 @@ def run_live(
         EngineConfig(
             dtype=args.dtype,
             weights="full",
+            native=False,
             num_threads=args.threads,
             num_pages=config.num_pages,
             page_size=config.page_size,
@@ -182,7 +183,9 @@ def costs(checkpoint: Checkpoint, args: argparse.Namespace) -> Hardware:
     """Those of the named engine, or of this one, measured now."""
     if args.engine is not None:
         return hardware.load(args.engine)
-    engine = build_engine(checkpoint, None, EngineConfig(dtype=args.dtype, weights="full", num_threads=args.threads))
+    engine = build_engine(
+        checkpoint, None, EngineConfig(dtype=args.dtype, weights="full", native=False, num_threads=args.threads)
+    )
     timer = TIMERS[args.clock]
     found = fit(list(measure_steps(engine, checkpoint.config.vocab_size, timer, quick=args.quick)))
     copies = measure_copies(engine, timer, quick=args.quick)
