@@ -27,8 +27,6 @@ FLAGS = (
     *(f"-m{name.replace('_', '')}" for name in FEATURES if name.startswith("avx")),
 )
 MOST_BUILD_S = 120
-RUN_FIELDS, TASK_FIELDS = 4, 3
-"""Numbers for each run (first token, tokens, slot, position of the first) and task (first run, runs, shared tokens)."""
 MOST_HEAD_DIM = 512
 SPAN = 64
 """Tokens of context that attention goes through at a time."""
