@@ -47,10 +47,15 @@ _Request: TypeAlias = Prepare | Inspect | Hint
 
 @dataclass(slots=True, eq=False)
 class _Program:
-    """A program that was opened, or one that was only ended. `survived` says that it has outlived an engine."""
+    """A program that was opened, or one that was only ended.
+
+    `again` are attempts to open it while it was open, which the engine answers one by one. `survived` says that it has
+    outlived an engine.
+    """
 
     opened: OpenProgram | None
     graph: ProgramGraph
+    again: list[OpenProgram] = field(default_factory=list)
     num_calls: int = 0
     tally: Tally = field(default_factory=Tally)
     ended: bool = False
@@ -61,6 +66,7 @@ class _Program:
         if self.opened is None:
             return
         yield replace(self.opened, due_s=self.opened.due_s - (now - self.graph.opened))
+        yield from self.again
         outside = self.graph.outside(now)
         for node in self.graph.nodes():
             yield node
@@ -125,7 +131,11 @@ class Journal:
         """Notes a command, in the order in which they reach the engine."""
         match command:
             case OpenProgram():
-                self._programs[command.program_id].append(_Program(command, ProgramGraph(now)))
+                program = self._program(command.program_id)
+                if program is None:
+                    self._programs[command.program_id].append(_Program(command, ProgramGraph(now)))
+                else:
+                    program.again.append(command)
             case EndProgram():
                 program = self._program(command.program_id)
                 if program is None:
@@ -213,10 +223,14 @@ class Journal:
         """Forgets what the engine would not have: a program or a call that is not opened, or not there to be ended."""
         name = event.subject
         if name in self._programs:
-            was_opened = self._programs[name][0].opened is not None
+            owners = self._programs[name]
             if event.error in ("duplicate_id", "bad_deadline", "overloaded"):
-                _take(self._programs, name, -1)
-            elif event.error == "unknown_program" and not was_opened:
+                again = next((program.again for program in owners if program.again), None)
+                if again is not None:
+                    again.pop()
+                else:
+                    _take(self._programs, name, -1)
+            elif event.error == "unknown_program" and owners[0].opened is None:
                 _take(self._programs, name)
         elif name in self._calls and event.error in ("duplicate_id", "bad_sampling", "bad_constraint"):
             _take(self._calls, name, -1)

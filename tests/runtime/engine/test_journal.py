@@ -211,6 +211,17 @@ def mortal():
     return Mortal()
 
 
+def test_an_attempt_to_open_a_program_twice_takes_nothing_from_its_calls(mortal):
+    mortal.send(OpenProgram("p"), SubmitCall("c", "p", (0,), STOP, 8))
+    mortal.steps(1)
+    mortal.send(OpenProgram("p"), EndProgram("p"))
+    mortal.die()
+    mortal.run()
+    assert mortal.finished["c"].error is None and mortal.ended["p"].calls == 1
+    assert [event.error for event in mortal.rejected] == ["duplicate_id"]
+    mortal.assert_nothing_is_left()
+
+
 def test_the_account_of_a_program_covers_the_life_before_its_engine(mortal):
     undisturbed = Mortal()
     for each, dies in ((undisturbed, False), (mortal, True)):
