@@ -95,6 +95,9 @@ int treadle_begin(void *parallel, void *threads) {
 
 #define LOAD(tile, from, stride) \
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"((i64)(stride)) : "memory")
+// From the second level of caches, without taking room in the first: for what is not read again soon.
+#define LOAD_ONCE(tile, from, stride) \
+    __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm" #tile : : "r"(from), "r"((i64)(stride)) : "memory")
 #define STORE(tile, to, stride) \
     __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"((i64)(stride)) : "memory")
 #define CLEAR(tile) __asm__ volatile("tilezero %%tmm" #tile : : :)
@@ -147,6 +150,9 @@ static inline __m512 exponential(__m512 x) {
 }
 
 // ---- Products ------------------------------------------------------------------------------------------------------
+// What is multiplied lies in tiles: for each 16 tokens, and of those for each 32 inputs, 16 rows of 32. Behind the last
+// token there is room for a whole tile, with anything in it.
+//
 // Weights lie in blocks of 32 inputs by 16 outputs, all blocks of the first 16 outputs first. A block is, in
 //
 //   bfloat16   1,024 bytes, a tile: for each two inputs, 16 outputs of them in pairs
@@ -154,12 +160,15 @@ static inline __m512 exponential(__m512 x) {
 //   4 bits     16 scales and 16 minima (float16), then for each eight inputs, 16 outputs of 4 codes with those of the
 //              four inputs after them in their upper halves
 //
-// and a coded weight is scale * code + minimum. A few tokens are multiplied with the codes themselves, many with
-// weights that are expanded to bfloat16 on the way.
+// and a coded weight is scale * code + minimum. Codes become tiles of bfloat16 while the tiles before them are
+// multiplied, and so do sums become outputs: vectors and tiles have units of their own, and none waits for the other.
 
 enum { BF16 = 0, INT8 = 1, INT4 = 2 };
 static const i64 BLOCK_BYTES[] = {1024, 64 + 512, 64 + 256};
-enum { PREFETCH = 2048 };  // bytes ahead of what is read once, from memory
+enum { NEXT = 1024, AFTER = 8192 };  // bytes ahead of what is read once: to the first and the second level of caches
+enum { NEAR = 128 };            // tokens that are multiplied with all of a task's weights before the next ones
+enum { DEPTH = 20 };            // tiles of inputs at a time: two of weights for each fit into the first level of caches
+enum { KEPT_BYTES = 1 << 20 };  // most of a thread's weights in bfloat16: half of the second level
 
 typedef struct {
     i64 format, in, out;
@@ -168,18 +177,20 @@ typedef struct {
     const bf16 *bias;
 } Weight;
 
+// Where results go: rows of bfloat16 or float32, or tiles as they are multiplied.
+enum { ROWS = 0, WIDE_ROWS = 1, TILES = 2 };
+
 typedef struct {
     const Weight *weight;
     const bf16 *x;
     void *out;
-    i64 tokens;
-    int wide;
-    i64 pairs;  // pairs of 16 outputs in a task
+    i64 tokens, pairs;  // pairs of 16 outputs in a task
+    int form;
 } Product;
 
-// Inlined by force: to a compiler a function that only prefetches has no effect, and its calls are left out.
-static inline __attribute__((always_inline)) void prefetch(const uint8_t *from, i64 bytes) {
-    for (i64 i = 0; i < bytes; i += 64) _mm_prefetch((const char *)from + PREFETCH + i, _MM_HINT_T0);
+// Where the tiles of a token hold 32 of its `size` numbers, the first of which is `at`.
+static inline i64 tile_place(i64 token, i64 at, i64 size) {
+    return (token / 16 * (size / 32) + at / 32) * 512 + token % 16 * 32;
 }
 
 // Outputs are computed in pairs of 16: side by side, or gates and what they are for. The last may be alone.
@@ -195,31 +206,84 @@ static Pair pair_at(const Weight *weight, i64 index) {
 
 static i64 count_pairs(const Weight *weight) { return (weight->out / 16 + 1) / 2; }
 
-static inline void put(const Product *product, i64 token, i64 column, i64 columns, __m512 sum) {
-    const i64 to = (token * columns + column) * 16;
-    if (product->wide)
-        _mm512_storeu_ps((float *)product->out + to, sum);
+// The place of 16 outputs of a token, of which each has `columns` times 16.
+static inline i64 place_of(int form, i64 token, i64 column, i64 columns) {
+    if (form != TILES) return (token * columns + column) * 16;
+    return tile_place(token, 16 * column, 16 * columns) + column % 2 * 16;
+}
+
+static inline __attribute__((always_inline)) void put(void *out, int form, i64 place, __m512 sum) {
+    if (form == WIDE_ROWS)
+        _mm512_storeu_ps((float *)out + place, sum);
     else
-        store_bf16((bf16 *)product->out + to, sum);
+        store_bf16((bf16 *)out + place, sum);
 }
 
-static inline void put_pair(const Product *product, i64 token, Pair pair, __m512 first, __m512 second) {
+static inline __m512 silu(__m512 x) {
+    const __m512 divisor = _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(_mm512_sub_ps(_mm512_setzero_ps(), x)));
+    return _mm512_div_ps(x, divisor);
+}
+
+// Sums of up to 32 tokens by 32 outputs, some of which are outputs already.
+typedef struct {
+    const Product *product;
+    const float *sums;
+    Pair pair;
+    i64 token;
+    int rows, done;
+} Block;
+
+static inline __attribute__((always_inline)) void finish_as(Block *block, int until, int form, int gated) {
+    const Product *product = block->product;
     const Weight *weight = product->weight;
+    const Pair pair = block->pair;
+    const i64 columns = weight->out / (gated ? 32 : 16);
+    __m512 first_bias = _mm512_setzero_ps(), second_bias = first_bias;
     if (weight->bias) {
-        first = _mm512_add_ps(first, load_bf16(weight->bias + 16 * pair.first));
-        second = _mm512_add_ps(second, load_bf16(weight->bias + 16 * pair.second));
+        first_bias = load_bf16(weight->bias + 16 * pair.first);
+        second_bias = load_bf16(weight->bias + 16 * pair.second);
     }
-    if (weight->gated) {
-        const __m512 divisor =
-            _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(_mm512_sub_ps(_mm512_setzero_ps(), first)));
-        put(product, token, pair.first, weight->out / 32, _mm512_mul_ps(_mm512_div_ps(first, divisor), second));
-    } else {
-        put(product, token, pair.first, weight->out / 16, first);
-        put(product, token, pair.second, weight->out / 16, second);
+    for (; block->done < until; block->done++) {
+        const i64 token = block->token + block->done;
+        const float *sums = block->sums + 32 * block->done;
+        const __m512 first = _mm512_add_ps(_mm512_load_ps(sums), first_bias);
+        const __m512 second = _mm512_add_ps(_mm512_load_ps(sums + 16), second_bias);
+        const i64 place = place_of(form, token, pair.first, columns);
+        if (gated) {
+            put(product->out, form, place, _mm512_mul_ps(silu(first), second));
+        } else {
+            put(product->out, form, place, first);
+            put(product->out, form, place_of(form, token, pair.second, columns), second);
+        }
     }
 }
 
-// Many tokens: weights expanded to tiles of bfloat16.
+// Makes outputs of some more rows.
+static __attribute__((noinline)) void finish(Block *block, int rows) {
+    const int until = MIN(block->done + rows, block->rows);
+    if (block->done == until) return;
+    if (block->product->weight->gated) {
+        switch (block->product->form) {
+            case ROWS: finish_as(block, until, ROWS, 1); break;
+            case WIDE_ROWS: finish_as(block, until, WIDE_ROWS, 1); break;
+            case TILES: finish_as(block, until, TILES, 1); break;
+        }
+    } else {
+        switch (block->product->form) {
+            case ROWS: finish_as(block, until, ROWS, 0); break;
+            case WIDE_ROWS: finish_as(block, until, WIDE_ROWS, 0); break;
+            case TILES: finish_as(block, until, TILES, 0); break;
+        }
+    }
+}
+
+// Inlined by force: to a compiler a function that only prefetches has no effect, and its calls are left out.
+static inline __attribute__((always_inline)) void prefetch(const uint8_t *from, i64 bytes) {
+    for (i64 i = 0; i < bytes; i += 64) {
+        _mm_prefetch((const char *)from + NEXT + i, _MM_HINT_T0);
+        _mm_prefetch((const char *)from + AFTER + i, _MM_HINT_T1);
+    }
+}
 
 static inline __attribute__((always_inline)) void expand_block(const uint8_t *block, i64 format, __m512i *tile) {
     const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)block));
@@ -247,72 +311,106 @@ static inline __attribute__((always_inline)) void expand_block(const uint8_t *bl
     }
 }
 
-// A pair of columns as tiles, [in / 32, 2].
-static void expand(const Weight *weight, Pair pair, char *memory) {
-    const i64 steps = weight->in / 32, size = BLOCK_BYTES[weight->format];
-    for (i64 i = 0; i < 2; i++) {
-        const uint8_t *block = weight->blocks + (i ? pair.second : pair.first) * steps * size;
-        for (i64 step = 0; step < steps; step++, block += size) {
-            prefetch(block, size);
-            __m512i *tile = (__m512i *)(memory + 1024 * (2 * step + i));
-            if (weight->format == INT4)
-                expand_block(block, INT4, tile);
-            else
-                expand_block(block, INT8, tile);
-        }
+// The weights of a pair of columns: tiles that are `stride` apart, and the codes that they are made of.
+typedef struct {
+    const uint8_t *codes[2];
+    uint8_t *tiles[2];
+    i64 stride;
+} Weights;
+
+static Weights weights_of(const Weight *weight, Pair pair, char *memory) {
+    const i64 column = weight->in / 32 * BLOCK_BYTES[weight->format];
+    uint8_t *first = (uint8_t *)weight->blocks + pair.first * column;
+    uint8_t *second = (uint8_t *)weight->blocks + pair.second * column;
+    if (weight->format == BF16) return (Weights){{first, second}, {first, second}, 1024};
+    return (Weights){{first, second}, {(uint8_t *)memory, (uint8_t *)memory + 1024}, 2048};
+}
+
+static inline __attribute__((always_inline)) void expand(const Weights *weights, i64 step, i64 format) {
+    for (int i = 0; i < 2; i++) {
+        const uint8_t *block = weights->codes[i] + step * BLOCK_BYTES[format];
+        prefetch(block, BLOCK_BYTES[format]);
+        expand_block(block, format, (__m512i *)(weights->tiles[i] + step * weights->stride));
     }
 }
 
-// Up to 32 tokens by 32 outputs of the sum over all inputs, into `sums` of 32 by 32.
-static void multiply(const bf16 *x, i64 in, int rows, const uint8_t *first, const uint8_t *second, i64 stride,
-                     float *sums) {
-    CLEAR(0);
-    CLEAR(1);
-    CLEAR(2);
-    CLEAR(3);
-    for (i64 step = 0; step < in / 32; step++, first += stride, second += stride) {
-        LOAD(6, first, 64);
-        LOAD(4, x + 32 * step, 2 * in);
-        LOAD(7, second, 64);
-        if (rows > 16) LOAD(5, x + 16 * in + 32 * step, 2 * in);
+// Adds the products of up to 16 tokens, or of 16 `more`, with some inputs to the sums in tiles 0 to 3. Weights in a
+// format of codes are expanded on the way, and the block before becomes outputs.
+static inline __attribute__((always_inline)) void multiply(const bf16 *x, const bf16 *more, const Weights *weights,
+                                                           i64 begin, i64 end, i64 format, Block *before) {
+    const int rows = (int)((before->rows + end - begin - 1) / (end - begin));
+    if (format != BF16) expand(weights, begin, format);
+    for (i64 step = begin; step < end; step++) {
+        if (format != BF16 && step + 1 < end) expand(weights, step + 1, format);
+        LOAD(6, weights->tiles[0] + step * weights->stride, 64);
+        LOAD_ONCE(4, x + 512 * step, 64);
         MULTIPLY_ADD(0, 4, 6);
+        LOAD(7, weights->tiles[1] + step * weights->stride, 64);
         MULTIPLY_ADD(1, 4, 7);
-        if (rows > 16) {
+        if (more) {
+            LOAD_ONCE(5, more + 512 * step, 64);
             MULTIPLY_ADD(2, 5, 6);
             MULTIPLY_ADD(3, 5, 7);
         }
-    }
-    STORE(0, sums, 128);
-    STORE(1, sums + 16, 128);
-    if (rows > 16) {
-        STORE(2, sums + 16 * 32, 128);
-        STORE(3, sums + 16 * 32 + 16, 128);
+        finish(before, rows);
     }
 }
 
-static void many_tokens(void *job, i64 index, char *memory) {
+static inline __attribute__((always_inline)) void multiply_as(const bf16 *x, const bf16 *more, const Weights *weights,
+                                                              i64 begin, i64 end, i64 format, Block *before) {
+    if (format == INT4)
+        multiply(x, more, weights, begin, end, INT4, before);
+    else if (format == INT8)
+        multiply(x, more, weights, begin, end, INT8, before);
+    else
+        multiply(x, more, weights, begin, end, BF16, before);
+}
+
+static void product_task(void *job, i64 index, char *memory) {
     const Product *product = job;
     const Weight *weight = product->weight;
-    const i64 in = weight->in, begin = product->pairs * index, end = MIN(begin + product->pairs, count_pairs(weight));
-    float ALIGNED sums[32 * 32];
-    if (weight->format != BF16)
-        for (i64 i = begin; i < end; i++) expand(weight, pair_at(weight, i), memory + (i - begin) * 64 * in);
-    for (i64 token = 0; token < product->tokens; token += 32) {
-        const int rows = (int)MIN(32, product->tokens - token);
-        configure_rows(MIN(rows, 16), rows - 16);
+    const i64 tokens = product->tokens, steps = weight->in / 32, parts = (steps + DEPTH - 1) / DEPTH;
+    const i64 begin = product->pairs * index, end = MIN(begin + product->pairs, count_pairs(weight));
+    float *sums = (float *)memory;
+    memory += NEAR * 32 * sizeof(float);
+    Block before = {0};
+    configure_rows((int)MIN(tokens, 16), (int)MIN(tokens, 32) - 16);
+    for (i64 near = 0; near < tokens; near += NEAR) {
         for (i64 i = begin; i < end; i++) {
             const Pair pair = pair_at(weight, i);
-            const uint8_t *tiles = (const uint8_t *)memory + (i - begin) * 64 * in;
-            if (weight->format == BF16)
-                multiply(product->x + token * in, in, rows, weight->blocks + 32 * in * pair.first,
-                         weight->blocks + 32 * in * pair.second, 1024, sums);
-            else
-                multiply(product->x + token * in, in, rows, tiles, tiles + 1024, 2048, sums);
-            for (int row = 0; row < rows; row++)
-                put_pair(product, token + row, pair, _mm512_load_ps(sums + 32 * row),
-                         _mm512_load_ps(sums + 32 * row + 16));
+            const Weights weights = weights_of(weight, pair, memory + (tokens > NEAR ? (i - begin) * 64 * weight->in : 0));
+            for (i64 part = 0; part < parts; part++) {
+                for (i64 token = near; token < MIN(tokens, near + NEAR); token += 32) {
+                    const bf16 *x = product->x + token * weight->in;
+                    const int rows = (int)MIN(32, tokens - token);
+                    float *block = sums + (token - near) * 32;
+                    if (part) {
+                        LOAD(0, block, 128);
+                        LOAD(1, block + 16, 128);
+                        if (rows > 16) {
+                            LOAD(2, block + 16 * 32, 128);
+                            LOAD(3, block + 16 * 32 + 16, 128);
+                        }
+                    } else {
+                        CLEAR(0);
+                        CLEAR(1);
+                        CLEAR(2);
+                        CLEAR(3);
+                    }
+                    multiply_as(x, rows > 16 ? x + 16 * weight->in : NULL, &weights, steps * part / parts,
+                                steps * (part + 1) / parts, token ? BF16 : weight->format, &before);
+                    STORE(0, block, 128);
+                    STORE(1, block + 16, 128);
+                    if (rows > 16) {
+                        STORE(2, block + 16 * 32, 128);
+                        STORE(3, block + 16 * 32 + 16, 128);
+                    }
+                    if (part + 1 == parts) before = (Block){product, block, pair, token, rows, 0};
+                }
+            }
         }
     }
+    finish(&before, 32);
 }
 
 // A few tokens: codes times inputs in 16 bits, exactly. 16 bits of what is greatest in 32 inputs are more than the 8 of
@@ -390,9 +488,15 @@ static inline __attribute__((always_inline)) void column_of_few(const FewTokens 
 static inline __attribute__((always_inline)) void pair_of_few(const FewTokens *few, i64 index, i64 format, int rows) {
     const Pair pair = pair_at(few->product.weight, index);
     __m512 first[FEW], second[FEW];
+    float ALIGNED sums[32 * FEW];
     column_of_few(few, pair.first, format, rows, first);
     column_of_few(few, pair.second, format, rows, second);
-    for (int row = 0; row < rows; row++) put_pair(&few->product, row, pair, first[row], second[row]);
+    for (int row = 0; row < rows; row++) {
+        _mm512_store_ps(sums + 32 * row, first[row]);
+        _mm512_store_ps(sums + 32 * row + 16, second[row]);
+    }
+    Block block = {&few->product, sums, pair, 0, rows, 0};
+    finish(&block, rows);
 }
 
 static inline __attribute__((always_inline)) void pair_of(const FewTokens *few, i64 index, i64 format) {
@@ -418,24 +522,37 @@ static void few_tokens(void *job, i64 index, char *memory) {
 }
 
 static int multiply_few(Product product) {
-    const i64 groups = product.tokens * (product.weight->in / 32);
+    const i64 in = product.weight->in, groups = product.tokens * (in / 32);
     if (!reserve((size_t)groups * (sizeof(Digits) + 2 * sizeof(float)))) return 0;
     // No thread's scratch is moved while they read this one: they are given no bytes more.
-    Digits *digits = (Digits *)scratch;
+    Digits *digits = (Digits *)scratch, *next = digits;
     float *units = (float *)(digits + groups), *totals = units + groups;
-    for (i64 i = 0; i < groups; i++) to_digits(product.x + 32 * i, digits + i, units + i, totals + i);
+    for (i64 token = 0; token < product.tokens; token++)
+        for (i64 at = 0; at < in; at += 32, next++)
+            to_digits(product.x + tile_place(token, at, in), next, units + (next - digits), totals + (next - digits));
     FewTokens few = {product, digits, units, totals};
     return run(few_tokens, &few, count_pairs(product.weight), 2, 0);
 }
 
+// The product of tiles with a weight.
+static int multiply_tiles(const Weight *weight, const bf16 *x, void *out, i64 tokens, int form) {
+    if (weight->format != BF16 && tokens <= FEW) return multiply_few((Product){weight, x, out, tokens, 1, form});
+    const i64 pairs = count_pairs(weight), bytes = weight->format == BF16 ? 0 : 64 * weight->in;
+    const i64 together = MAX(1, MIN(pairs / (4 * max_threads()), KEPT_BYTES / (64 * weight->in)));
+    Product product = {weight, x, out, tokens, together, form};
+    return run(product_task, &product, (pairs + together - 1) / together, 8,
+               (size_t)(NEAR * 32 * 4 + bytes * (tokens > NEAR ? together : 1)));
+}
+
 int treadle_linear(const Weight *weight, const bf16 *x, void *out, i64 tokens, int wide) {
-    Product product = {weight, x, out, tokens, wide, 1};
-    if (weight->format != BF16 && tokens <= FEW) return multiply_few(product);
-    // Many tokens are read once for as many outputs as possible, which are few enough to give every thread its part.
-    const i64 pairs = count_pairs(weight);
-    if (tokens > 32) product.pairs = MAX(1, MIN(8, pairs / (4 * max_threads())));
-    const i64 bytes = weight->format == BF16 ? 0 : 64 * weight->in * product.pairs;
-    return run(many_tokens, &product, (pairs + product.pairs - 1) / product.pairs, 8, (size_t)bytes);
+    bf16 *tiles = aligned_alloc(64, (size_t)((tokens + 15) / 16 * 32 * weight->in));
+    if (!tiles) return 0;
+    for (i64 token = 0; token < tokens; token++)
+        for (i64 at = 0; at < weight->in; at += 32)
+            memcpy(tiles + tile_place(token, at, weight->in), x + token * weight->in + at, 64);
+    const int ok = multiply_tiles(weight, tiles, out, tokens, wide ? WIDE_ROWS : ROWS);
+    free(tiles);
+    return ok;
 }
 
 // ---- What stands between products ----------------------------------------------------------------------------------
@@ -447,6 +564,7 @@ typedef struct {
     bf16 *total, *out;
     i64 tokens, size;
     float eps;
+    int form;
 } Norm;
 
 static float inverse_rms(const bf16 *x, i64 size, float eps) {
@@ -475,17 +593,28 @@ static void norm_token(void *job, i64 token, char *memory) {
             store_bf16(total + i, _mm512_add_ps(load_bf16(x + i), load_bf16(total + i)));
         x = total;
     }
-    scale_by(x, inverse_rms(x, size, norm->eps), norm->weight, size, norm->out + token * size);
+    const float factor = inverse_rms(x, size, norm->eps);
+    if (norm->form == ROWS) {
+        scale_by(x, factor, norm->weight, size, norm->out + token * size);
+        return;
+    }
+    for (i64 i = 0; i < size; i += 32)
+        scale_by(x + i, factor, norm->weight + i, 32, norm->out + tile_place(token, i, size));
 }
 
-// The norm of x + total, where total becomes that sum; of x if there is no total.
-int treadle_norm(const bf16 *x, bf16 *total, const bf16 *weight, bf16 *out, i64 tokens, i64 size, float eps) {
-    Norm norm = {x, weight, total, out, tokens, size, eps};
+static int normalize(const bf16 *x, bf16 *total, const bf16 *weight, bf16 *out, i64 tokens, i64 size, float eps,
+                     int form) {
+    Norm norm = {x, weight, total, out, tokens, size, eps, form};
     if (tokens * size < LEAST_SHARED) {
         for (i64 token = 0; token < tokens; token++) norm_token(&norm, token, NULL);
         return 1;
     }
     return run(norm_token, &norm, tokens, 4, 0);
+}
+
+// The norm of x + total, where total becomes that sum; of x if there is no total.
+int treadle_norm(const bf16 *x, bf16 *total, const bf16 *weight, bf16 *out, i64 tokens, i64 size, float eps) {
+    return normalize(x, total, weight, out, tokens, size, eps, ROWS);
 }
 
 typedef struct {
@@ -541,11 +670,16 @@ int treadle_norm_rope_write(const bf16 *qkv, const bf16 *q_norm, const bf16 *k_n
 
 // ---- Attention -----------------------------------------------------------------------------------------------------
 // One task: the queries of some tokens and of the heads that share one key/value head, against a context that is read
-// from its pages 64 tokens at a time. For each query there are the greatest score so far, the sum of weights relative
-// to it, and the weighted sum of values (online softmax, Milakov and Gimelshein 2018). Tokens of several calls whose
-// contexts begin alike are one task: they go through that beginning together, then each through its own rest.
+// from its pages 64 tokens at a time. For each query there are a score near the greatest so far, the sum of weights
+// relative to it, and the weighted sum of values (online softmax, Milakov and Gimelshein 2018). Tokens of several calls
+// whose contexts begin alike are one task: they go through that beginning together, then each through its own rest.
+//
+// 16 queries are a unit: whatever belongs to one of them is in a lane of its own, so that softmax needs no sum and no
+// maximum across lanes. Scores are keys times queries, and results are values, turned, times weights:
+//
+//   keys [64 tokens, D] x queries [D, 16]  ->  scores, weights [64 tokens, 16];  values [D, 64 tokens] x weights
 
-enum { SPAN = 64, MOST_UNITS = 4, MOST_TOGETHER = 8 };
+enum { SPAN = 64, LANES = 16, MOST_TOGETHER = 8 };
 
 typedef struct {
     const i64 *page_table;
@@ -559,6 +693,7 @@ typedef struct {
     bf16 *out;
     const Contexts *contexts;
     i64 together;  // key/value heads that a thread goes through one after the other
+    int form;
 } Attention;
 
 // A run of tokens of one call: its first token in the step, how many, its slot, and the position of the first.
@@ -566,44 +701,36 @@ enum { RUN_TOKEN, RUN_COUNT, RUN_SLOT, RUN_POSITION, RUN_FIELDS };
 // A task: its first run, how many, and the tokens that their contexts share.
 enum { TASK_RUN, TASK_COUNT, TASK_SHARED, TASK_FIELDS };
 
-// The queries of a task that one key/value head answers, in the order of tokens.
+// The queries of a task that one key/value head answers, in the order of tokens, and the span that they look at.
 typedef struct {
     const Attention *job;
-    i64 head;
-    int leads;        // the first of the heads that the same thread goes through
-    bf16 *q;          // [rows, D]
-    float *sums;      // the same
-    float *best;      // [rows]
-    float *weights;   // the same
-    i64 *positions;   // the same
-    bf16 *keys;       // [D / 32, 4] tiles
-    bf16 *values;     // [2, D / 16] tiles
-    float *scores;    // [units, 16, SPAN]
-    bf16 *shares;     // the same
+    i64 head, rows;
+    bf16 *q;             // [units, D / 32] tiles: of each two numbers of a head, 16 queries in pairs
+    float *sums;         // [units, D, LANES]
+    float *best;         // [units, LANES]
+    float *weights;      // the same
+    int32_t *positions;  // the same
+    bf16 *keys;          // [4, D / 32] tiles: 16 tokens
+    bf16 *values;        // [2, D / 16] tiles: 16 numbers of a head by 32 tokens
+    float *scores;       // two units of [SPAN, LANES]
+    bf16 *shares;        // [2] tiles: of each two tokens, 16 queries in pairs
 } Query;
-
-// Up to 16 queries that are computed together.
-typedef struct {
-    i64 row;
-    int rows;
-} Unit;
 
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 static size_t lay_out(Query *query, char *memory, i64 rows, i64 size) {
     size_t at = 0;
-    const size_t width = (size_t)size, tiles = (size_t)(size * SPAN);
-    const size_t units = (size_t)(MOST_UNITS * 16 * SPAN);
+    const size_t units = (size_t)((rows + LANES - 1) / LANES), lanes = units * LANES, width = (size_t)size;
 #define PLACE(field, bytes) query->field = (void *)(memory + at), at += aligned(bytes)
-    PLACE(q, (size_t)rows * width * sizeof(bf16));
-    PLACE(sums, (size_t)rows * width * sizeof(float));
-    PLACE(best, (size_t)rows * sizeof(float));
-    PLACE(weights, (size_t)rows * sizeof(float));
-    PLACE(positions, (size_t)rows * sizeof(i64));
-    PLACE(keys, tiles * sizeof(bf16));
-    PLACE(values, tiles * sizeof(bf16));
-    PLACE(scores, units * sizeof(float));
-    PLACE(shares, units * sizeof(bf16));
+    PLACE(q, lanes * width * sizeof(bf16));
+    PLACE(sums, lanes * width * sizeof(float));
+    PLACE(best, lanes * sizeof(float));
+    PLACE(weights, lanes * sizeof(float));
+    PLACE(positions, lanes * sizeof(int32_t));
+    PLACE(keys, width * SPAN * sizeof(bf16));
+    PLACE(values, width * SPAN * sizeof(bf16));
+    PLACE(scores, 2 * SPAN * LANES * sizeof(float));
+    PLACE(shares, SPAN * LANES * sizeof(bf16));
 #undef PLACE
     return at;
 }
@@ -635,264 +762,333 @@ static void transpose(__m512i r[16]) {
     }
 }
 
-// Has memory send what a head, and those that the same thread goes through after it, will read of up to 64 tokens.
-static inline __attribute__((always_inline)) void look_ahead(const Attention *job, i64 head, i64 slot, i64 from, i64 to) {
+// Where the keys and values of a head begin, of each token of a span; those behind the last are at -1.
+typedef struct {
+    i64 at[SPAN];
+} Places;
+
+static void find_places(const Attention *job, i64 head, i64 slot, i64 from, i64 to, Places *places) {
     const Contexts *contexts = job->contexts;
-    const i64 size = contexts->size, *table = contexts->page_table + slot * contexts->pages_per_slot;
-    for (i64 token = from; token < MIN(to, from + SPAN); token++) {
-        const i64 place = table[token / contexts->page_size] * contexts->page_size + token % contexts->page_size;
-        for (i64 d = 0; d < job->together * size; d += 32) {
-            _mm_prefetch((const char *)(job->keys + (place * contexts->kv_heads + head) * size + d), _MM_HINT_T1);
-            _mm_prefetch((const char *)(job->values + (place * contexts->kv_heads + head) * size + d), _MM_HINT_T1);
+    const i64 *table = contexts->page_table + slot * contexts->pages_per_slot;
+    for (i64 i = 0; i < SPAN; i++) {
+        const i64 token = from + i;
+        if (token >= to) {
+            places->at[i] = -1;
+            continue;
         }
+        const i64 place = table[token / contexts->page_size] * contexts->page_size + token % contexts->page_size;
+        places->at[i] = (place * contexts->kv_heads + head) * contexts->size;
     }
 }
 
-// Brings keys and values of up to 64 tokens of a slot into tiles; what is behind the last becomes zero.
-static void fetch(const Query *query, i64 slot, i64 from, i64 to) {
-    const Attention *job = query->job;
-    const i64 size = job->contexts->size, row = job->contexts->kv_heads * size, tiles = (to - from + 15) / 16;
-    const i64 *table = job->contexts->page_table + slot * job->contexts->pages_per_slot;
-    i64 places[SPAN];
-    for (i64 i = 0; i < to - from; i++) {
-        const i64 token = from + i, page = table[token / job->contexts->page_size];
-        places[i] = (page * job->contexts->page_size + token % job->contexts->page_size) * row + query->head * size;
-    }
-    for (i64 i = to - from; i < SPAN; i++) places[i] = -1;
+// Has memory send a row of the span that comes next.
+static inline __attribute__((always_inline)) void send(const bf16 *rows, i64 place) {
+    if (place >= 0) _mm_prefetch((const char *)(rows + place), _MM_HINT_T1);
+}
+
+// Brings keys and values of a span into tiles; what is behind the last token becomes zero.
+static void fetch(const Query *query, const Places *places, const Places *next) {
+    const i64 size = query->job->contexts->size;
     const __m512i zero = _mm512_setzero_si512();
     const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
                                          5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     for (i64 part = 0; part < size / 32; part++) {
-        const bf16 *keys = job->keys + 32 * part, *values = job->values + 32 * part;
-        for (i64 tile = 0; tile < tiles; tile++) {
-            __m512i rows[16];
-            for (int i = 0; i < 16; i++) {
-                const i64 place = places[16 * tile + i];
-                rows[i] = place < 0 ? zero : _mm512_loadu_si512(keys + place);
-            }
-            transpose(rows);
-            bf16 *out = query->keys + (4 * part + tile) * 512;
-            for (int i = 0; i < 16; i++) _mm512_store_si512(out + 32 * i, rows[i]);
+        const bf16 *keys = query->job->keys + 32 * part, *values = query->job->values + 32 * part;
+        for (i64 token = 0; token < SPAN; token++) {
+            const i64 place = places->at[token];
+            bf16 *out = query->keys + (token / 16 * (size / 32) + part) * 512 + token % 16 * 32;
+            _mm512_store_si512(out, place < 0 ? zero : _mm512_loadu_si512(keys + place));
+            send(keys, next->at[token]);
         }
-        for (i64 pair = 0; pair < (tiles + 1) / 2 * 16; pair++) {
-            const i64 even = places[2 * pair], odd = places[2 * pair + 1];
-            const __m512i first = even < 0 ? zero : _mm512_loadu_si512(values + even);
-            const __m512i second = odd < 0 ? zero : _mm512_loadu_si512(values + odd);
-            bf16 *out = query->values + (pair / 16 * (size / 16) + 2 * part) * 512 + pair % 16 * 32;
-            _mm512_store_si512(out, _mm512_permutex2var_epi16(first, low, second));
-            _mm512_store_si512(out + 512, _mm512_permutex2var_epi16(first, high, second));
+        for (i64 half = 0; half < 2; half++) {
+            __m512i first[16], second[16];
+            for (i64 i = 0; i < 16; i++) {
+                const i64 token = 32 * half + 2 * i;
+                const __m512i even = places->at[token] < 0 ? zero : _mm512_loadu_si512(values + places->at[token]);
+                const __m512i odd = places->at[token + 1] < 0 ? zero : _mm512_loadu_si512(values + places->at[token + 1]);
+                first[i] = _mm512_permutex2var_epi16(even, low, odd);
+                second[i] = _mm512_permutex2var_epi16(even, high, odd);
+                send(values, next->at[token]);
+                send(values, next->at[token + 1]);
+            }
+            transpose(first);
+            transpose(second);
+            bf16 *out = query->values + (half * (size / 16) + 2 * part) * 512;
+            for (i64 i = 0; i < 16; i++) {
+                _mm512_store_si512(out + 32 * i, first[i]);
+                _mm512_store_si512(out + 512 + 32 * i, second[i]);
+            }
         }
     }
 }
 
-// Scores of a unit with the keys in tiles.
-static void score(const Query *query, Unit unit, i64 tiles, float *scores) {
-    const i64 size = query->job->contexts->size;
-    const bf16 *q = query->q + unit.row * size, *keys = query->keys;
+// Scores of the keys of a span with a unit.
+static void score(const Query *query, i64 unit, float *scores) {
+    const i64 parts = query->job->contexts->size / 32;
+    const bf16 *q = query->q + unit * parts * 512, *keys = query->keys;
     CLEAR(0);
     CLEAR(1);
     CLEAR(2);
     CLEAR(3);
-    for (i64 part = 0; part < size / 32; part++, keys += 4 * 512) {
-        LOAD(4, q + 32 * part, 2 * size);
-        LOAD(6, keys, 64);
-        MULTIPLY_ADD(0, 4, 6);
-        if (tiles > 1) {
-            LOAD(7, keys + 512, 64);
-            MULTIPLY_ADD(1, 4, 7);
-        }
-        if (tiles > 2) {
-            LOAD(6, keys + 1024, 64);
-            MULTIPLY_ADD(2, 4, 6);
-        }
-        if (tiles > 3) {
-            LOAD(7, keys + 1536, 64);
-            MULTIPLY_ADD(3, 4, 7);
-        }
+    for (i64 part = 0; part < parts; part++, keys += 512) {
+        LOAD(4, q + 512 * part, 64);
+        LOAD(5, keys, 64);
+        MULTIPLY_ADD(0, 5, 4);
+        LOAD(6, keys + 512 * parts, 64);
+        MULTIPLY_ADD(1, 6, 4);
+        LOAD(5, keys + 1024 * parts, 64);
+        MULTIPLY_ADD(2, 5, 4);
+        LOAD(6, keys + 1536 * parts, 64);
+        MULTIPLY_ADD(3, 6, 4);
     }
-    STORE(0, scores, 4 * SPAN);
-    STORE(1, scores + 16, 4 * SPAN);
-    STORE(2, scores + 32, 4 * SPAN);
-    STORE(3, scores + 48, 4 * SPAN);
+    STORE(0, scores, 64);
+    STORE(1, scores + 256, 64);
+    STORE(2, scores + 512, 64);
+    STORE(3, scores + 768, 64);
 }
 
-// Two to the power of x, to 1e-4 of it, which is a twentieth of what rounding to bfloat16 does; 0 far below.
+// Two to the power of x, to 1e-4 of it, which is a twentieth of what rounding to bfloat16 does. What is below -126
+// counts as that.
 static inline __m512 power_of_two(__m512 x) {
-    const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
-    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 f = _mm512_sub_ps(x, whole);
-    __m512 p = _mm512_set1_ps(9.6181291e-3f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5504109e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022651e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718e-1f));
+    const __m512 shift = _mm512_set1_ps(12582912.0f);  // behind which there are only whole numbers
+    x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);
+    const __m512 whole = _mm512_add_ps(x, shift), f = _mm512_sub_ps(x, _mm512_sub_ps(whole, shift));
+    __m512 p = _mm512_set1_ps(5.500893e-2f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.422110e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.932829e-1f));
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-    return _mm512_maskz_scalef_ps(normal, p, whole);
+    return _mm512_castsi512_ps(
+        _mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(whole), 23)));
 }
 
-// Turns the scores of a query into weights relative to its new greatest score, and what it has so far as well.
-static void weigh(const Query *query, i64 row, i64 from, i64 to, const float *scores, bf16 *shares) {
-    const Attention *job = query->job;
-    const i64 position = query->positions[row], size = job->contexts->size;
-    const i64 first = job->contexts->window ? MAX(position - job->contexts->window + 1 - from, 0) : 0;
-    const i64 last = MIN(position + 1, to) - from;
-    const float factor = 1.44269504f / sqrtf((float)size);
-    __m512 score[4];
-    for (int i = 0; i < 4; i++) score[i] = _mm512_load_ps(scores + 16 * i);
-    if (first > 0 || last < SPAN) {
-        const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-        for (int i = 0; i < 4; i++) {
-            const __m512i index = _mm512_add_epi32(lanes, _mm512_set1_epi32(16 * i));
-            const __mmask16 hidden = _mm512_cmplt_epi32_mask(index, _mm512_set1_epi32((int)MIN(first, SPAN))) |
-                                     _mm512_cmpge_epi32_mask(index, _mm512_set1_epi32((int)MAX(last, 0)));
-            score[i] = _mm512_mask_blend_ps(hidden, score[i], _mm512_set1_ps(-INFINITY));
-        }
-    }
-    const __m512 greatest = _mm512_max_ps(_mm512_max_ps(score[0], score[1]), _mm512_max_ps(score[2], score[3]));
-    const float before = query->best[row], best = MAX(before, factor * _mm512_reduce_max_ps(greatest));
-    __m512 sum = _mm512_setzero_ps();
-    for (int i = 0; i < 4; i++) {
-        const __m512 share = power_of_two(_mm512_fmsub_ps(score[i], _mm512_set1_ps(factor), _mm512_set1_ps(best)));
-        sum = _mm512_add_ps(sum, share);
-        store_bf16(shares + 16 * i, share);
-    }
-    if (best > before) {
-        const __m512 shrink = power_of_two(_mm512_set1_ps(before - best));
-        query->weights[row] *= _mm512_cvtss_f32(shrink);
-        for (i64 i = 0; i < size; i += 16) {
-            float *part = query->sums + row * size + i;
-            _mm512_store_ps(part, _mm512_mul_ps(_mm512_load_ps(part), shrink));
-        }
-        query->best[row] = best;
-    }
-    query->weights[row] += _mm512_reduce_add_ps(sum);
+// What of a span the lanes of a unit see.
+typedef struct {
+    __m512i first, last;  // tokens, counted from the begin of the span
+} Sight;
+
+static inline __mmask16 sees(Sight sight, i64 token) {
+    const __m512i index = _mm512_set1_epi32((int)token);
+    return _mm512_cmple_epi32_mask(index, sight.last) & _mm512_cmpge_epi32_mask(index, sight.first);
 }
 
-static void add_values(const Query *query, Unit unit, i64 tiles, const bf16 *shares) {
-    const i64 size = query->job->contexts->size, columns = size / 16;
-    LOAD(4, shares, 2 * SPAN);
-    if (tiles > 2) LOAD(5, shares + 32, 2 * SPAN);
-    for (i64 column = 0; column < columns; column++) {
-        float *sums = query->sums + unit.row * size + 16 * column;
-        LOAD(0, sums, 4 * size);
-        LOAD(6, query->values + column * 512, 64);
-        MULTIPLY_ADD(0, 4, 6);
-        if (tiles > 2) {
-            LOAD(7, query->values + (columns + column) * 512, 64);
-            MULTIPLY_ADD(0, 5, 7);
-        }
-        STORE(0, sums, 4 * size);
+// Turns scores into weights relative to the best score, which is raised, and what there is so far with it, where it is
+// far below a new one: by less than 2^8 no weight overflows, and most spans raise nothing.
+static inline __attribute__((always_inline)) void weigh_as(const Query *query, i64 unit, const float *scores,
+                                                           Sight sight, int hidden) {
+    const i64 size = query->job->contexts->size;
+    const __m512 factor = _mm512_set1_ps(1.44269504f / sqrtf((float)size)), none = _mm512_set1_ps(-INFINITY);
+    __m512 greatest = none;
+    for (i64 token = 0; token < SPAN; token++) {
+        const __m512 score = _mm512_load_ps(scores + LANES * token);
+        greatest = hidden ? _mm512_mask_max_ps(greatest, sees(sight, token), greatest, score)
+                          : _mm512_max_ps(greatest, score);
     }
+    greatest = _mm512_mul_ps(greatest, factor);
+    __m512 best = _mm512_load_ps(query->best + LANES * unit), weight = _mm512_load_ps(query->weights + LANES * unit);
+    const __mmask16 raised =
+        _mm512_cmp_ps_mask(greatest, _mm512_add_ps(best, _mm512_set1_ps(8.0f)), _CMP_GT_OQ);
+    if (raised) {
+        const __m512 raise = _mm512_mask_mov_ps(best, raised, greatest);
+        const __m512 shrink = power_of_two(_mm512_sub_ps(best, raise));
+        float *sums = query->sums + unit * size * LANES;
+        for (i64 d = 0; d < size; d++)
+            _mm512_store_ps(sums + LANES * d, _mm512_mul_ps(_mm512_load_ps(sums + LANES * d), shrink));
+        weight = _mm512_mul_ps(weight, shrink);
+        best = raise;
+        _mm512_store_ps(query->best + LANES * unit, best);
+    }
+    for (i64 token = 0; token < SPAN; token += 2) {
+        __m512 even = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + LANES * token), factor, best));
+        __m512 odd = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + LANES * (token + 1)), factor, best));
+        if (hidden) {
+            even = _mm512_maskz_mov_ps(sees(sight, token), even);
+            odd = _mm512_maskz_mov_ps(sees(sight, token + 1), odd);
+        }
+        weight = _mm512_add_ps(weight, _mm512_add_ps(even, odd));
+        _mm512_store_si512(query->shares + LANES * token, pairs(even, odd));
+    }
+    _mm512_store_ps(query->weights + LANES * unit, weight);
 }
 
-// Rows `begin` to `end` against tokens `from` to `to` of a slot. Each stage is done for some units
-// before the next, so that none waits for what it has just written.
-static void attend(const Query *query, i64 begin, i64 end, i64 slot, i64 from, i64 to) {
+// `begin` to `end` are the rows that look at the span, which is hidden from other rows in the unit. Lanes without a row
+// see whatever they like.
+static void weigh(const Query *query, i64 unit, i64 begin, i64 end, i64 from, i64 to, const float *scores) {
     const i64 window = query->job->contexts->window;
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i row = _mm512_add_epi32(lanes, _mm512_set1_epi32((int)(unit * LANES)));
+    const __mmask16 idle = _mm512_cmplt_epi32_mask(row, _mm512_set1_epi32((int)begin)) |
+                           (_mm512_cmpge_epi32_mask(row, _mm512_set1_epi32((int)end)) &
+                            _mm512_cmplt_epi32_mask(row, _mm512_set1_epi32((int)query->rows)));
+    const __m512i position = _mm512_sub_epi32(_mm512_load_si512(query->positions + LANES * unit), _mm512_set1_epi32((int)from));
+    Sight sight = {_mm512_setzero_si512(), _mm512_min_epi32(position, _mm512_set1_epi32((int)(to - from - 1)))};
+    if (window) sight.first = _mm512_sub_epi32(position, _mm512_set1_epi32((int)window - 1));
+    sight.last = _mm512_mask_mov_epi32(sight.last, idle, _mm512_set1_epi32(-1));
+    const __mmask16 whole = _mm512_cmpge_epi32_mask(sight.last, _mm512_set1_epi32(SPAN - 1)) &
+                            _mm512_cmple_epi32_mask(sight.first, _mm512_setzero_si512());
+    if (whole == 0xffff)
+        weigh_as(query, unit, scores, sight, 0);
+    else
+        weigh_as(query, unit, scores, sight, 1);
+}
+
+static void add_values(const Query *query, i64 unit) {
+    const i64 size = query->job->contexts->size, columns = size / 16;
+    LOAD(4, query->shares, 64);
+    LOAD(5, query->shares + 512, 64);
+    for (i64 column = 0; column < columns; column++) {
+        float *sums = query->sums + (unit * size + 16 * column) * LANES;
+        LOAD(0, sums, 64);
+        LOAD(6, query->values + column * 512, 64);
+        MULTIPLY_ADD(0, 6, 4);
+        LOAD(7, query->values + (columns + column) * 512, 64);
+        MULTIPLY_ADD(0, 7, 5);
+        STORE(0, sums, 64);
+    }
+}
+
+// Rows `begin` to `end` against tokens `from` to `to` of a slot. `next` is read ahead after the last span.
+static void attend(const Query *query, i64 begin, i64 end, i64 slot, i64 from, i64 to, const Places *next) {
+    const i64 window = query->job->contexts->window;
+    const int32_t *positions = query->positions;
     // Rows are in the order of their positions: the first sees least far ahead, and farthest back. Spans begin at the
     // same positions whatever is computed together, so that sums are the same.
-    if (window) from = MAX(from, (query->positions[begin] - window + 1) / SPAN * SPAN);
-    to = MIN(to, query->positions[end - 1] + 1);
-    int configured = 0;
-    for (; from < to; from += SPAN) {
-        const i64 until = MIN(to, from + SPAN), tiles = (until - from + 15) / 16;
-        if (query->leads) look_ahead(query->job, query->head, slot, until, to);
-        fetch(query, slot, from, until);
-        i64 next = begin;
-        while (next < end) {
-            Unit units[MOST_UNITS];
-            int count = 0;
-            for (; next < end && count < MOST_UNITS; next += 16) {
-                const int rows = (int)MIN(16, end - next);
-                if (query->positions[next + rows - 1] < from) continue;
-                if (window && query->positions[next] - window + 1 >= from + SPAN) continue;
-                units[count++] = (Unit){next, rows};
-            }
-            for (int i = 0; i < count; i++) {
-                if (units[i].rows != configured) configure_rows(units[i].rows, units[i].rows);
-                configured = units[i].rows;
-                score(query, units[i], tiles, query->scores + i * 16 * SPAN);
-            }
-            for (int i = 0; i < count; i++)
-                for (int row = 0; row < units[i].rows; row++)
-                    weigh(query, units[i].row + row, from, until, query->scores + (16 * i + row) * SPAN,
-                          query->shares + (16 * i + row) * SPAN);
-            for (int i = 0; i < count; i++) {
-                if (units[i].rows != configured) configure_rows(units[i].rows, units[i].rows);
-                configured = units[i].rows;
-                add_values(query, units[i], tiles, query->shares + i * 16 * SPAN);
-            }
+    if (window) from = MAX(from, (positions[begin] - window + 1) / SPAN * SPAN);
+    to = MIN(to, positions[end - 1] + 1);
+    Places places[2];
+    int at = 0;
+    if (from < to) find_places(query->job, query->head, slot, from, to, places);
+    for (; from < to; from += SPAN, at ^= 1) {
+        const i64 until = MIN(to, from + SPAN);
+        if (until < to) find_places(query->job, query->head, slot, until, to, places + (at ^ 1));
+        fetch(query, places + at, until < to ? places + (at ^ 1) : next);
+        i64 unit = begin / LANES;
+        while (positions[MIN(end, (unit + 1) * LANES) - 1] < from) unit++;
+        i64 last = (end - 1) / LANES;
+        if (window)
+            while (positions[MAX(begin, last * LANES)] - window + 1 >= from + SPAN) last--;
+        // The next unit is scored while this one is weighed.
+        score(query, unit, query->scores + unit % 2 * SPAN * LANES);
+        for (; unit <= last; unit++) {
+            if (unit < last) score(query, unit + 1, query->scores + (unit + 1) % 2 * SPAN * LANES);
+            weigh(query, unit, begin, end, from, until, query->scores + unit % 2 * SPAN * LANES);
+            add_values(query, unit);
         }
     }
 }
 
-static i64 rows_of(const Attention *job, const int32_t *task) {
+static i64 group_of(const Contexts *contexts) { return contexts->heads / contexts->kv_heads; }
+
+static i64 rows_of(const Contexts *contexts, const int32_t *task) {
     i64 tokens = 0;
-    for (int i = 0; i < task[TASK_COUNT]; i++) tokens += job->contexts->runs[(task[TASK_RUN] + i) * RUN_FIELDS + RUN_COUNT];
-    return tokens * (job->contexts->heads / job->contexts->kv_heads);
+    for (int i = 0; i < task[TASK_COUNT]; i++) tokens += contexts->runs[(task[TASK_RUN] + i) * RUN_FIELDS + RUN_COUNT];
+    return tokens * group_of(contexts);
 }
 
-// Copies the queries of a run to their rows, or what came of them from there.
-static void copy_rows(const Query *query, const int32_t *run, i64 row, int back) {
+// Copies the queries of a task to their lanes, and says what their positions are. Lanes without one are zero.
+static void copy_queries(const Query *query, const int32_t *runs, i64 count, i64 rows) {
     const Attention *job = query->job;
-    const i64 size = job->contexts->size, group = job->contexts->heads / job->contexts->kv_heads;
-    for (i64 token = 0; token < run[RUN_COUNT]; token++) {
-        for (i64 i = 0; i < group; i++, row++) {
-            const i64 place = ((run[RUN_TOKEN] + token) * job->contexts->heads + query->head * group + i) * size;
-            query->positions[row] = run[RUN_POSITION] + token;
-            if (!back) {
-                memcpy(query->q + row * size, job->q + place, (size_t)size * sizeof(bf16));
-                continue;
+    const i64 size = job->contexts->size, group = group_of(job->contexts), parts = size / 32;
+    const bf16 *places[LANES];
+    i64 row = 0;
+    for (i64 i = 0; i < count; i++) {
+        const int32_t *run = runs + i * RUN_FIELDS;
+        for (i64 j = 0; j < run[RUN_COUNT] * group; j++, row++) {
+            const i64 token = run[RUN_TOKEN] + j / group, lane = row % LANES;
+            places[lane] = job->q + (token * job->contexts->heads + query->head * group + j % group) * size;
+            query->positions[row] = run[RUN_POSITION] + (int32_t)(j / group);
+            if (lane < LANES - 1 && row < rows - 1) continue;
+            for (i64 part = 0; part < parts; part++) {
+                __m512i lanes[LANES];
+                for (i64 k = 0; k < LANES; k++)
+                    lanes[k] = k > lane ? _mm512_setzero_si512() : _mm512_loadu_si512(places[k] + 32 * part);
+                transpose(lanes);
+                bf16 *out = query->q + (row / LANES * parts + part) * 512;
+                for (i64 k = 0; k < LANES; k++) _mm512_store_si512(out + 32 * k, lanes[k]);
             }
-            const __m512 weight = _mm512_set1_ps(query->weights[row]);
-            for (i64 d = 0; d < size; d += 16)
-                store_bf16(job->out + place + d, _mm512_div_ps(_mm512_load_ps(query->sums + row * size + d), weight));
         }
     }
 }
 
-static void attention_of_head(const Attention *job, const int32_t *task, i64 head, int leads, char *memory) {
-    const int32_t *runs = job->contexts->runs + task[TASK_RUN] * RUN_FIELDS;
-    const i64 rows = rows_of(job, task), group = job->contexts->heads / job->contexts->kv_heads;
-    Query query = {.job = job, .head = head, .leads = leads};
-    lay_out(&query, memory, rows, job->contexts->size);
+// Copies what came of a run, whose first row is given.
+static void copy_results(const Query *query, const int32_t *run, i64 row) {
+    const Attention *job = query->job;
+    const i64 heads = job->contexts->heads, size = job->contexts->size, group = group_of(job->contexts);
+    const i64 end = row + run[RUN_COUNT] * group, begin = row;
+    for (i64 unit = begin / LANES; unit * LANES < end; unit++) {
+        const __m512 weight = _mm512_load_ps(query->weights + LANES * unit);
+        for (i64 d = 0; d < size; d += 16) {
+            const float *sums = query->sums + (unit * size + d) * LANES;
+            __m512i lanes[LANES];
+            for (i64 i = 0; i < 16; i++)
+                lanes[i] = _mm512_castps_si512(_mm512_div_ps(_mm512_load_ps(sums + LANES * i), weight));
+            transpose(lanes);
+            for (i64 k = MAX(begin, unit * LANES); k < MIN(end, (unit + 1) * LANES); k++) {
+                const i64 token = run[RUN_TOKEN] + (k - begin) / group;
+                const i64 at = (query->head * group + (k - begin) % group) * size + d;
+                const i64 place = job->form == ROWS ? token * heads * size + at
+                                                    : tile_place(token, at, heads * size) + at % 32;
+                store_bf16(job->out + place, _mm512_castsi512_ps(lanes[k % LANES]));
+            }
+        }
+    }
+}
+
+// `next` is what the thread reads after this.
+static void attention_of_head(const Attention *job, const int32_t *task, i64 head, const Places *next, char *memory) {
+    const Contexts *contexts = job->contexts;
+    const int32_t *runs = contexts->runs + task[TASK_RUN] * RUN_FIELDS;
+    const i64 rows = rows_of(contexts, task), count = task[TASK_COUNT], shared = task[TASK_SHARED];
+    const i64 lanes = (rows + LANES - 1) / LANES * LANES;
+    Query query = {.job = job, .head = head, .rows = rows};
+    lay_out(&query, memory, rows, contexts->size);
+    copy_queries(&query, runs, count, rows);
+    memset(query.sums, 0, (size_t)(lanes * contexts->size) * sizeof(float));
+    for (i64 row = 0; row < lanes; row++) query.best[row] = -1e30f, query.weights[row] = 0;
+    for (i64 row = rows; row < lanes; row++) query.positions[row] = INT32_MAX;
+    if (shared) attend(&query, 0, rows, runs[RUN_SLOT], 0, shared, next);
     i64 row = 0;
-    for (int i = 0; i < task[TASK_COUNT]; row += runs[i++ * RUN_FIELDS + RUN_COUNT] * group)
-        copy_rows(&query, runs + i * RUN_FIELDS, row, 0);
-    memset(query.sums, 0, (size_t)(rows * job->contexts->size) * sizeof(float));
-    for (row = 0; row < rows; row++) query.best[row] = -1e30f, query.weights[row] = 0;
-    if (task[TASK_SHARED]) attend(&query, 0, rows, runs[RUN_SLOT], 0, task[TASK_SHARED]);
-    row = 0;
-    for (int i = 0; i < task[TASK_COUNT]; i++) {
+    for (i64 i = 0; i < count; i++) {
         const int32_t *run = runs + i * RUN_FIELDS;
-        const i64 end = row + run[RUN_COUNT] * group;
-        attend(&query, row, end, run[RUN_SLOT], task[TASK_SHARED], run[RUN_POSITION] + run[RUN_COUNT]);
-        copy_rows(&query, run, row, 1);
+        const i64 end = row + run[RUN_COUNT] * group_of(contexts);
+        attend(&query, row, end, run[RUN_SLOT], shared, run[RUN_POSITION] + run[RUN_COUNT], next);
+        copy_results(&query, run, row);
         row = end;
     }
 }
 
 static void attention_task(void *shared, i64 index, char *memory) {
     const Attention *job = shared;
-    const i64 parts = job->contexts->kv_heads / job->together, first = index % parts * job->together;
-    const int32_t *task = job->contexts->tasks + index / parts * TASK_FIELDS;
-    if (index + 1 < parts * job->contexts->num_tasks) {
-        const int32_t *next = job->contexts->tasks + (index + 1) / parts * TASK_FIELDS;
-        const int32_t *run = job->contexts->runs + next[TASK_RUN] * RUN_FIELDS;
-        look_ahead(job, (index + 1) % parts * job->together, run[RUN_SLOT], 0, run[RUN_POSITION] + run[RUN_COUNT]);
+    const Contexts *contexts = job->contexts;
+    const i64 parts = contexts->kv_heads / job->together, count = parts * contexts->num_tasks;
+    configure_rows(16, 16);
+    for (i64 i = 0; i < job->together; i++) {
+        const i64 head = index % parts * job->together + i;
+        // The next head, or the first of the next task.
+        const i64 following = i + 1 < job->together ? index : MIN(index + 1, count - 1);
+        const i64 next_head = following == index ? MIN(head + 1, contexts->kv_heads - 1) : following % parts * job->together;
+        const int32_t *task = contexts->tasks + following / parts * TASK_FIELDS;
+        const int32_t *run = contexts->runs + task[TASK_RUN] * RUN_FIELDS;
+        Places next;
+        find_places(job, next_head, run[RUN_SLOT], 0, run[RUN_POSITION] + run[RUN_COUNT], &next);
+        attention_of_head(job, contexts->tasks + index / parts * TASK_FIELDS, head, &next, memory);
     }
-    for (i64 i = 0; i < job->together; i++) attention_of_head(job, task, first + i, !i, memory);
+}
+
+static int attend_all(const Contexts *contexts, const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out,
+                      int form) {
+    // Key/value heads of a token lie side by side: one thread reads them all, if there is enough else to do.
+    const int all = contexts->num_tasks >= 4 * max_threads() && contexts->kv_heads <= MOST_TOGETHER;
+    Attention job = {q, keys, values, out, contexts, all ? contexts->kv_heads : 1, form};
+    Query query;
+    i64 most = 0;
+    for (i64 i = 0; i < contexts->num_tasks; i++) most = MAX(most, rows_of(contexts, contexts->tasks + i * TASK_FIELDS));
+    const i64 count = contexts->num_tasks * (contexts->kv_heads / job.together);
+    return run(attention_task, &job, count, 4, lay_out(&query, NULL, most, contexts->size));
 }
 
 int treadle_attention(const Contexts *contexts, const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out) {
-    // Key/value heads of a token lie side by side: one thread reads them all, if there is enough else to do.
-    const int all = contexts->num_tasks >= 4 * max_threads() && contexts->kv_heads <= MOST_TOGETHER;
-    Attention job = {q, keys, values, out, contexts, all ? contexts->kv_heads : 1};
-    Query query;
-    i64 most = 0;
-    for (i64 i = 0; i < contexts->num_tasks; i++) most = MAX(most, rows_of(&job, contexts->tasks + i * TASK_FIELDS));
-    const i64 count = contexts->num_tasks * (contexts->kv_heads / job.together);
-    return run(attention_task, &job, count, 4, lay_out(&query, NULL, most, contexts->size));
+    return attend_all(contexts, q, keys, values, out, ROWS);
 }
 
 // ---- A decoder's layers --------------------------------------------------------------------------------------------
@@ -909,27 +1105,27 @@ typedef struct {
     const i64 *places;
     bf16 *kv;
     i64 layer_stride, side_stride;  // between the layers of kv, and between keys and values of one
-    bf16 *x, *h, *qkv, *q, *attended, *gated;
+    bf16 *x, *added, *h, *qkv, *q, *attended, *gated;
 } Pass;
 
-// Takes x through all layers: in the end h is what the last one adds to x.
+// Takes x through all layers, but for what the last one adds to it, which is `added`.
 int treadle_layers(const Layer *layers, i64 count, const Pass *pass, const Contexts *contexts) {
     const i64 tokens = pass->tokens, hidden = pass->hidden;
-    int ok = treadle_norm(pass->x, NULL, layers->attention_norm, pass->h, tokens, hidden, pass->eps);
+    int ok = normalize(pass->x, NULL, layers->attention_norm, pass->h, tokens, hidden, pass->eps, TILES);
     for (i64 i = 0; i < count && ok; i++) {
         const Layer *layer = layers + i;
         bf16 *keys = pass->kv + i * pass->layer_stride, *values = keys + pass->side_stride;
-        ok = treadle_linear(layer->qkv, pass->h, pass->qkv, tokens, 0) &&
+        ok = multiply_tiles(layer->qkv, pass->h, pass->qkv, tokens, ROWS) &&
              treadle_norm_rope_write(pass->qkv, layer->q_norm, layer->k_norm, pass->eps, pass->cos, pass->sin, keys,
                                      values, pass->places, pass->q, tokens, contexts->heads, contexts->kv_heads,
                                      contexts->size) &&
-             treadle_attention(contexts, pass->q, keys, values, pass->attended) &&
-             treadle_linear(layer->o, pass->attended, pass->h, tokens, 0) &&
-             treadle_norm(pass->h, pass->x, layer->mlp_norm, pass->h, tokens, hidden, pass->eps) &&
-             treadle_linear(layer->gated, pass->h, pass->gated, tokens, 0) &&
-             treadle_linear(layer->down, pass->gated, pass->h, tokens, 0) &&
+             attend_all(contexts, pass->q, keys, values, pass->attended, TILES) &&
+             multiply_tiles(layer->o, pass->attended, pass->added, tokens, ROWS) &&
+             normalize(pass->added, pass->x, layer->mlp_norm, pass->h, tokens, hidden, pass->eps, TILES) &&
+             multiply_tiles(layer->gated, pass->h, pass->gated, tokens, TILES) &&
+             multiply_tiles(layer->down, pass->gated, pass->added, tokens, ROWS) &&
              (i + 1 == count ||
-              treadle_norm(pass->h, pass->x, layer[1].attention_norm, pass->h, tokens, hidden, pass->eps));
+              normalize(pass->added, pass->x, layer[1].attention_norm, pass->h, tokens, hidden, pass->eps, TILES));
     }
     return ok;
 }

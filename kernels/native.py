@@ -30,6 +30,8 @@ MOST_BUILD_S = 120
 MOST_HEAD_DIM = 512
 SPAN = 64
 """Tokens of context that attention goes through at a time."""
+TILE_ROWS = 16
+"""Tokens in a tile: there is room for whole tiles of what is multiplied."""
 
 _ARGUMENTS = {
     "treadle_linear": (c_void_p, c_void_p, c_void_p, c_int64, c_int),
@@ -99,7 +101,7 @@ class Pass(ctypes.Structure):
         ("kv", c_void_p),
         ("layer_stride", c_int64),
         ("side_stride", c_int64),
-        *((name, c_void_p) for name in ("x", "h", "qkv", "q", "attended", "gated")),
+        *((name, c_void_p) for name in ("x", "added", "h", "qkv", "q", "attended", "gated")),
     )
 
 

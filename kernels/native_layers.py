@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
-from treadle.kernels.native import Contexts, LayerWeights, Native, Pass
+from treadle.kernels.native import TILE_ROWS, Contexts, LayerWeights, Native, Pass
 from treadle.kernels.native_linear import NativeLinear
 
 Product: TypeAlias = Callable[[Tensor], Tensor]
@@ -78,19 +78,18 @@ class NativeLayers:
         """
         tokens, hidden = x.shape
         kv_heads, head_dim = kv.shape[4:]
-        widths = (
-            *(hidden, (self._heads + 2 * kv_heads) * head_dim, self._heads * head_dim, self._heads * head_dim),
-            self._gated_width,
-        )
-        h, *others = (x.new_empty(tokens, width) for width in widths)
+        heads = self._heads * head_dim
+        padded = -(-tokens // TILE_ROWS) * TILE_ROWS
+        added, qkv, q = (x.new_empty(tokens, width) for width in (hidden, heads + 2 * kv_heads * head_dim, heads))
+        h, attended, gated = (x.new_empty(padded, width) for width in (hidden, heads, self._gated_width))
         cos, sin = angles
         step = Pass(
             *(tokens, hidden, self._eps, cos.data_ptr(), sin.data_ptr(), places.data_ptr()),
-            *(kv.data_ptr(), kv.stride(0), kv.stride(1), x.data_ptr(), h.data_ptr()),
-            *(other.data_ptr() for other in others),
+            *(kv.data_ptr(), kv.stride(0), kv.stride(1)),
+            *(tensor.data_ptr() for tensor in (x, added, h, qkv, q, attended, gated)),
         )
         self._native.layers(self._layers, step, Contexts.of(kv[0], self._heads, page_table, runs, tasks, window))
-        return h, x
+        return added, x
 
 
 def _addresses(layer: NativeLayer) -> LayerWeights:
