@@ -557,7 +557,7 @@ int treadle_linear(const Weight *weight, const bf16 *x, void *out, i64 tokens, i
 
 // ---- What stands between products ----------------------------------------------------------------------------------
 
-enum { LEAST_SHARED = 1 << 16 };  // numbers, for which it is worth it to wake another thread
+enum { LEAST_SHARED = 1 << 13 };  // numbers, for which it is worth it to wake another thread
 
 typedef struct {
     const bf16 *x, *weight;
@@ -669,15 +669,17 @@ int treadle_norm_rope_write(const bf16 *qkv, const bf16 *q_norm, const bf16 *k_n
 }
 
 // ---- Attention -----------------------------------------------------------------------------------------------------
-// One task: the queries of some tokens and of the heads that share one key/value head, against a context that is read
-// from its pages 64 tokens at a time. For each query there are a score near the greatest so far, the sum of weights
-// relative to it, and the weighted sum of values (online softmax, Milakov and Gimelshein 2018). Tokens of several calls
-// whose contexts begin alike are one task: they go through that beginning together, then each through its own rest.
+// One task: the queries of some tokens against a context that is read from its pages 64 tokens at a time. For each
+// query there are a score near the greatest so far, the sum of weights relative to it, and the weighted sum of values
+// (online softmax, Milakov and Gimelshein 2018). Tokens of several calls whose contexts begin alike are one task: they
+// go through that beginning together, then each through its own rest.
 //
-// 16 queries are a unit: whatever belongs to one of them is in a lane of its own, so that softmax needs no sum and no
-// maximum across lanes. Scores are keys times queries, and results are values, turned, times weights:
+// 16 queries are a unit, and what belongs to one of them is in a lane of its own: softmax needs no maximum and no sum
+// across lanes. A unit may hold queries of several key/value heads:
+// for each of these there is a factor in which the other heads' queries are zero, and the scores are the sum.
 //
-//   keys [64 tokens, D] x queries [D, 16]  ->  scores, weights [64 tokens, 16];  values [D, 64 tokens] x weights
+//   scores [tokens, lanes] = keys [tokens, D] x queries [D, lanes], for each head
+//   sums   [lanes, D]     += weights [lanes, tokens] x values [tokens, D], for each head
 
 enum { SPAN = 64, LANES = 16, MOST_TOGETHER = 8 };
 
@@ -692,7 +694,7 @@ typedef struct {
     const bf16 *q, *keys, *values;
     bf16 *out;
     const Contexts *contexts;
-    i64 together;  // key/value heads that a thread goes through one after the other
+    i64 together;  // key/value heads of a task
     int form;
 } Attention;
 
@@ -701,38 +703,62 @@ enum { RUN_TOKEN, RUN_COUNT, RUN_SLOT, RUN_POSITION, RUN_FIELDS };
 // A task: its first run, how many, and the tokens that their contexts share.
 enum { TASK_RUN, TASK_COUNT, TASK_SHARED, TASK_FIELDS };
 
-// The queries of a task that one key/value head answers, in the order of tokens, and the span that they look at.
+// A row is a query: those of the first head in the order of tokens, then those of the next. Behind the last there may be
+// lanes without one.
 typedef struct {
     const Attention *job;
-    i64 head, rows;
-    bf16 *q;             // [units, D / 32] tiles: of each two numbers of a head, 16 queries in pairs
-    float *sums;         // [units, D, LANES]
-    float *best;         // [units, LANES]
-    float *weights;      // the same
+    i64 head;            // the first
+    i64 each, rows;      // rows of a head, and of all
+    i64 most;            // heads in a unit, at most
+    int32_t *tokens;     // [lanes] in the step
     int32_t *positions;  // the same
-    bf16 *keys;          // [4, D / 32] tiles: 16 tokens
-    bf16 *values;        // [2, D / 16] tiles: 16 numbers of a head by 32 tokens
+    int32_t *runs;       // the same: which of the task's; -1 for lanes without a row
+    float *best;         // the same
+    float *weights;      // the same
+    bf16 *q;             // [units, most, D / 32] tiles: of each two numbers of a head, 16 queries in pairs
+    float *sums;         // [units, most, D / 16] tiles: 16 lanes
+    bf16 *keys;          // [heads, SPAN / 16, D / 32] tiles: 16 tokens
+    bf16 *values;        // [heads, SPAN / 32, D / 16] tiles: of each two tokens, 16 numbers in pairs
     float *scores;       // two units of [SPAN, LANES]
-    bf16 *shares;        // [2] tiles: of each two tokens, 16 queries in pairs
-} Query;
+    bf16 *shares;        // [SPAN / 32] tiles: 16 lanes
+} Queries;
 
-static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-static size_t lay_out(Query *query, char *memory, i64 rows, i64 size) {
+static size_t lay_out(Queries *queries, char *memory, i64 each, i64 heads, i64 size) {
     size_t at = 0;
-    const size_t units = (size_t)((rows + LANES - 1) / LANES), lanes = units * LANES, width = (size_t)size;
-#define PLACE(field, bytes) query->field = (void *)(memory + at), at += aligned(bytes)
-    PLACE(q, lanes * width * sizeof(bf16));
-    PLACE(sums, lanes * width * sizeof(float));
-    PLACE(best, lanes * sizeof(float));
-    PLACE(weights, lanes * sizeof(float));
-    PLACE(positions, lanes * sizeof(int32_t));
-    PLACE(keys, width * SPAN * sizeof(bf16));
-    PLACE(values, width * SPAN * sizeof(bf16));
-    PLACE(scores, 2 * SPAN * LANES * sizeof(float));
-    PLACE(shares, SPAN * LANES * sizeof(bf16));
+    const i64 rows = each * heads, lanes = (rows + LANES - 1) / LANES * LANES;
+    queries->each = each;
+    queries->rows = rows;
+    queries->most = MIN(heads, (LANES - 2) / each + 2);
+    const i64 numbers = lanes * queries->most * size;
+#define PLACE(field, bytes) queries->field = (void *)(memory + at), at += ((size_t)(bytes) + 63) / 64 * 64
+    PLACE(tokens, lanes * 4);
+    PLACE(positions, lanes * 4);
+    PLACE(runs, lanes * 4);
+    PLACE(best, lanes * 4);
+    PLACE(weights, lanes * 4);
+    PLACE(q, numbers * 2);
+    PLACE(sums, numbers * 4);
+    PLACE(keys, heads * SPAN * size * 2);
+    PLACE(values, heads * SPAN * size * 2);
+    PLACE(scores, 2 * SPAN * LANES * 4);
+    PLACE(shares, SPAN * LANES * 2);
 #undef PLACE
     return at;
+}
+
+static i64 first_head(const Queries *queries, i64 unit) { return unit * LANES / queries->each; }
+
+static i64 last_head(const Queries *queries, i64 unit) {
+    return (MIN((unit + 1) * LANES, queries->rows) - 1) / queries->each;
+}
+
+static bf16 *q_of(const Queries *queries, i64 unit, i64 head) {
+    return queries->q + (unit * queries->most + head - first_head(queries, unit)) * queries->job->contexts->size * LANES;
+}
+
+static float *sums_of(const Queries *queries, i64 unit, i64 head) {
+    return queries->sums +
+           (unit * queries->most + head - first_head(queries, unit)) * queries->job->contexts->size * LANES;
 }
 
 // 16 rows of 16 doublewords, rows becoming columns.
@@ -762,90 +788,84 @@ static void transpose(__m512i r[16]) {
     }
 }
 
-// Where the keys and values of a head begin, of each token of a span; those behind the last are at -1.
+// Where the first head's keys and values of each token of a span begin; those behind the last are at -1.
 typedef struct {
     i64 at[SPAN];
 } Places;
 
 static void find_places(const Attention *job, i64 head, i64 slot, i64 from, i64 to, Places *places) {
     const Contexts *contexts = job->contexts;
-    const i64 *table = contexts->page_table + slot * contexts->pages_per_slot;
-    for (i64 i = 0; i < SPAN; i++) {
-        const i64 token = from + i;
-        if (token >= to) {
+    const i64 row = contexts->kv_heads * contexts->size, *pages = contexts->page_table + slot * contexts->pages_per_slot;
+    i64 page = from / contexts->page_size, left = contexts->page_size - from % contexts->page_size, at = 0;
+    if (from < to) at = ((pages[page] + 1) * contexts->page_size - left) * row + head * contexts->size;
+    for (i64 i = 0; i < SPAN; i++, at += row, left--) {
+        if (from + i >= to) {
             places->at[i] = -1;
             continue;
         }
-        const i64 place = table[token / contexts->page_size] * contexts->page_size + token % contexts->page_size;
-        places->at[i] = (place * contexts->kv_heads + head) * contexts->size;
+        if (!left) {
+            at = pages[++page] * contexts->page_size * row + head * contexts->size;
+            left = contexts->page_size;
+        }
+        places->at[i] = at;
     }
 }
 
-// Has memory send a row of the span that comes next.
-static inline __attribute__((always_inline)) void send(const bf16 *rows, i64 place) {
-    if (place >= 0) _mm_prefetch((const char *)(rows + place), _MM_HINT_T1);
+static inline __m512i row_at(const bf16 *rows, i64 place) {
+    return place < 0 ? _mm512_setzero_si512() : _mm512_loadu_si512(rows + place);
 }
 
-// Brings keys and values of a span into tiles; what is behind the last token becomes zero.
-static void fetch(const Query *query, const Places *places, const Places *next) {
-    const i64 size = query->job->contexts->size;
-    const __m512i zero = _mm512_setzero_si512();
-    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
-                                         5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-    for (i64 part = 0; part < size / 32; part++) {
-        const bf16 *keys = query->job->keys + 32 * part, *values = query->job->values + 32 * part;
-        for (i64 token = 0; token < SPAN; token++) {
-            const i64 place = places->at[token];
-            bf16 *out = query->keys + (token / 16 * (size / 32) + part) * 512 + token % 16 * 32;
-            _mm512_store_si512(out, place < 0 ? zero : _mm512_loadu_si512(keys + place));
-            send(keys, next->at[token]);
-        }
-        for (i64 half = 0; half < 2; half++) {
-            __m512i first[16], second[16];
-            for (i64 i = 0; i < 16; i++) {
-                const i64 token = 32 * half + 2 * i;
-                const __m512i even = places->at[token] < 0 ? zero : _mm512_loadu_si512(values + places->at[token]);
-                const __m512i odd = places->at[token + 1] < 0 ? zero : _mm512_loadu_si512(values + places->at[token + 1]);
-                first[i] = _mm512_permutex2var_epi16(even, low, odd);
-                second[i] = _mm512_permutex2var_epi16(even, high, odd);
-                send(values, next->at[token]);
-                send(values, next->at[token + 1]);
+// Brings keys and values of a span into tiles, those behind the last token as zeros. Memory is asked for the next span.
+static void fetch(const Queries *queries, const Places *places, const Places *next, i64 tokens) {
+    const Attention *job = queries->job;
+    const i64 size = job->contexts->size;
+    for (i64 token = 0; token < tokens; token += 2) {
+        const i64 even = places->at[token], odd = places->at[token + 1];
+        bf16 *key = queries->keys + token / 16 * size * 16 + token % 16 * 32;
+        bf16 *value = queries->values + token / 32 * size * 32 + token % 32 * 16;
+        for (i64 head = 0; head < job->together; head++, key += (SPAN - 16) * size, value += (SPAN - 32) * size)
+            for (i64 at = head * size; at < (head + 1) * size; at += 32, key += 512, value += 1024) {
+                _mm512_store_si512(key, row_at(job->keys + at, even));
+                _mm512_store_si512(key + 32, row_at(job->keys + at, odd));
+                const __m512i first = row_at(job->values + at, even), second = row_at(job->values + at, odd);
+                _mm512_store_si512(value, _mm512_unpacklo_epi16(first, second));
+                _mm512_store_si512(value + 512, _mm512_unpackhi_epi16(first, second));
+                for (i64 i = token; i < token + 2; i++) {
+                    if (next->at[i] < 0) continue;
+                    _mm_prefetch((const char *)(job->keys + next->at[i] + at), _MM_HINT_T1);
+                    _mm_prefetch((const char *)(job->values + next->at[i] + at), _MM_HINT_T1);
+                }
             }
-            transpose(first);
-            transpose(second);
-            bf16 *out = query->values + (half * (size / 16) + 2 * part) * 512;
-            for (i64 i = 0; i < 16; i++) {
-                _mm512_store_si512(out + 32 * i, first[i]);
-                _mm512_store_si512(out + 512 + 32 * i, second[i]);
-            }
-        }
     }
 }
 
 // Scores of the keys of a span with a unit.
-static void score(const Query *query, i64 unit, float *scores) {
-    const i64 parts = query->job->contexts->size / 32;
-    const bf16 *q = query->q + unit * parts * 512, *keys = query->keys;
-    CLEAR(0);
-    CLEAR(1);
-    CLEAR(2);
-    CLEAR(3);
-    for (i64 part = 0; part < parts; part++, keys += 512) {
-        LOAD(4, q + 512 * part, 64);
-        LOAD(5, keys, 64);
-        MULTIPLY_ADD(0, 5, 4);
-        LOAD(6, keys + 512 * parts, 64);
-        MULTIPLY_ADD(1, 6, 4);
-        LOAD(5, keys + 1024 * parts, 64);
-        MULTIPLY_ADD(2, 5, 4);
-        LOAD(6, keys + 1536 * parts, 64);
-        MULTIPLY_ADD(3, 6, 4);
+static void score(const Queries *queries, i64 unit, i64 tokens, float *scores) {
+    const i64 size = queries->job->contexts->size, tile = 16 * size;
+    for (i64 token = 0; token < tokens; token += 64, scores += 64 * LANES) {
+        CLEAR(0);
+        CLEAR(1);
+        CLEAR(2);
+        CLEAR(3);
+        for (i64 head = first_head(queries, unit); head <= last_head(queries, unit); head++) {
+            const bf16 *q = q_of(queries, unit, head), *keys = queries->keys + (head * SPAN + token) * size;
+            for (i64 part = 0; part < size / 32; part++, q += 512, keys += 512) {
+                LOAD(4, q, 64);
+                LOAD(5, keys, 64);
+                MULTIPLY_ADD(0, 5, 4);
+                LOAD(6, keys + tile, 64);
+                MULTIPLY_ADD(1, 6, 4);
+                LOAD(5, keys + 2 * tile, 64);
+                MULTIPLY_ADD(2, 5, 4);
+                LOAD(6, keys + 3 * tile, 64);
+                MULTIPLY_ADD(3, 6, 4);
+            }
+        }
+        STORE(0, scores, 64);
+        STORE(1, scores + 256, 64);
+        STORE(2, scores + 512, 64);
+        STORE(3, scores + 768, 64);
     }
-    STORE(0, scores, 64);
-    STORE(1, scores + 256, 64);
-    STORE(2, scores + 512, 64);
-    STORE(3, scores + 768, 64);
 }
 
 // Two to the power of x, to 1e-4 of it, which is a twentieth of what rounding to bfloat16 does. What is below -126
@@ -862,217 +882,283 @@ static inline __m512 power_of_two(__m512 x) {
         _mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(whole), 23)));
 }
 
-// What of a span the lanes of a unit see.
+// The tokens of a span that the lanes of a unit see, counted from its begin: none where the last is before the first.
 typedef struct {
-    __m512i first, last;  // tokens, counted from the begin of the span
+    __m512i first, last;
 } Sight;
+
+// Of the tokens `from` to `to`. What a run looks at is hidden from the rows of others; -1 stands for all runs.
+static Sight sight_of(const Queries *queries, i64 unit, i64 run, i64 from, i64 to) {
+    const i64 window = queries->job->contexts->window;
+    const __m512i runs = _mm512_load_si512(queries->runs + LANES * unit), none = _mm512_set1_epi32(-1);
+    const __m512i position = _mm512_sub_epi32(_mm512_load_si512(queries->positions + LANES * unit), _mm512_set1_epi32((int)from));
+    const __mmask16 idle = run < 0 ? 0 : _mm512_cmpneq_epi32_mask(runs, _mm512_set1_epi32((int)run)) &
+                                             _mm512_cmpneq_epi32_mask(runs, none);
+    const __m512i last = _mm512_min_epi32(position, _mm512_set1_epi32((int)(to - from - 1)));
+    return (Sight){
+        window ? _mm512_sub_epi32(position, _mm512_set1_epi32((int)window - 1)) : _mm512_setzero_si512(),
+        _mm512_mask_mov_epi32(last, idle, none),
+    };
+}
 
 static inline __mmask16 sees(Sight sight, i64 token) {
     const __m512i index = _mm512_set1_epi32((int)token);
     return _mm512_cmple_epi32_mask(index, sight.last) & _mm512_cmpge_epi32_mask(index, sight.first);
 }
 
-// Turns scores into weights relative to the best score, which is raised, and what there is so far with it, where it is
-// far below a new one: by less than 2^8 no weight overflows, and most spans raise nothing.
-static inline __attribute__((always_inline)) void weigh_as(const Query *query, i64 unit, const float *scores,
-                                                           Sight sight, int hidden) {
-    const i64 size = query->job->contexts->size;
-    const __m512 factor = _mm512_set1_ps(1.44269504f / sqrtf((float)size)), none = _mm512_set1_ps(-INFINITY);
-    __m512 greatest = none;
-    for (i64 token = 0; token < SPAN; token++) {
-        const __m512 score = _mm512_load_ps(scores + LANES * token);
-        greatest = hidden ? _mm512_mask_max_ps(greatest, sees(sight, token), greatest, score)
-                          : _mm512_max_ps(greatest, score);
-    }
-    greatest = _mm512_mul_ps(greatest, factor);
-    __m512 best = _mm512_load_ps(query->best + LANES * unit), weight = _mm512_load_ps(query->weights + LANES * unit);
-    const __mmask16 raised =
-        _mm512_cmp_ps_mask(greatest, _mm512_add_ps(best, _mm512_set1_ps(8.0f)), _CMP_GT_OQ);
-    if (raised) {
-        const __m512 raise = _mm512_mask_mov_ps(best, raised, greatest);
-        const __m512 shrink = power_of_two(_mm512_sub_ps(best, raise));
-        float *sums = query->sums + unit * size * LANES;
-        for (i64 d = 0; d < size; d++)
-            _mm512_store_ps(sums + LANES * d, _mm512_mul_ps(_mm512_load_ps(sums + LANES * d), shrink));
-        weight = _mm512_mul_ps(weight, shrink);
-        best = raise;
-        _mm512_store_ps(query->best + LANES * unit, best);
-    }
-    for (i64 token = 0; token < SPAN; token += 2) {
-        __m512 even = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + LANES * token), factor, best));
-        __m512 odd = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + LANES * (token + 1)), factor, best));
-        if (hidden) {
-            even = _mm512_maskz_mov_ps(sees(sight, token), even);
-            odd = _mm512_maskz_mov_ps(sees(sight, token + 1), odd);
+static inline int sees_all(Sight sight, i64 from, i64 to) {
+    return (_mm512_cmplt_epi32_mask(sight.last, _mm512_set1_epi32((int)to - 1)) |
+            _mm512_cmpgt_epi32_mask(sight.first, _mm512_set1_epi32((int)from))) == 0;
+}
+
+static inline int sees_any(Sight sight) {
+    return (_mm512_cmpge_epi32_mask(sight.last, _mm512_setzero_si512()) &
+            _mm512_cmplt_epi32_mask(sight.first, _mm512_set1_epi32(SPAN))) != 0;
+}
+
+// Raises the best scores of some lanes, and makes what they have so far relative to them.
+static __m512 raise(const Queries *queries, i64 unit, __mmask16 lanes, __m512 best, __m512 raised) {
+    float ALIGNED shrink[LANES];
+    const __m512 factor = power_of_two(_mm512_sub_ps(best, raised));
+    _mm512_store_ps(shrink, factor);
+    for (i64 head = first_head(queries, unit); head <= last_head(queries, unit); head++) {
+        float *sums = sums_of(queries, unit, head);
+        for (i64 lane = 0; lane < LANES; lane++) {
+            if (!(lanes >> lane & 1)) continue;
+            for (i64 d = 0; d < queries->job->contexts->size; d += 16) {
+                float *part = sums + d * LANES + lane * 16;
+                _mm512_store_ps(part, _mm512_mul_ps(_mm512_load_ps(part), _mm512_set1_ps(shrink[lane])));
+            }
         }
-        weight = _mm512_add_ps(weight, _mm512_add_ps(even, odd));
-        _mm512_store_si512(query->shares + LANES * token, pairs(even, odd));
     }
-    _mm512_store_ps(query->weights + LANES * unit, weight);
+    float *weights = queries->weights + LANES * unit;
+    _mm512_store_ps(weights, _mm512_mul_ps(_mm512_load_ps(weights), factor));
+    _mm512_store_ps(queries->best + LANES * unit, raised);
+    return raised;
 }
 
-// `begin` to `end` are the rows that look at the span, which is hidden from other rows in the unit. Lanes without a row
-// see whatever they like.
-static void weigh(const Query *query, i64 unit, i64 begin, i64 end, i64 from, i64 to, const float *scores) {
-    const i64 window = query->job->contexts->window;
-    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i row = _mm512_add_epi32(lanes, _mm512_set1_epi32((int)(unit * LANES)));
-    const __mmask16 idle = _mm512_cmplt_epi32_mask(row, _mm512_set1_epi32((int)begin)) |
-                           (_mm512_cmpge_epi32_mask(row, _mm512_set1_epi32((int)end)) &
-                            _mm512_cmplt_epi32_mask(row, _mm512_set1_epi32((int)query->rows)));
-    const __m512i position = _mm512_sub_epi32(_mm512_load_si512(query->positions + LANES * unit), _mm512_set1_epi32((int)from));
-    Sight sight = {_mm512_setzero_si512(), _mm512_min_epi32(position, _mm512_set1_epi32((int)(to - from - 1)))};
-    if (window) sight.first = _mm512_sub_epi32(position, _mm512_set1_epi32((int)window - 1));
-    sight.last = _mm512_mask_mov_epi32(sight.last, idle, _mm512_set1_epi32(-1));
-    const __mmask16 whole = _mm512_cmpge_epi32_mask(sight.last, _mm512_set1_epi32(SPAN - 1)) &
-                            _mm512_cmple_epi32_mask(sight.first, _mm512_setzero_si512());
-    if (whole == 0xffff)
-        weigh_as(query, unit, scores, sight, 0);
-    else
-        weigh_as(query, unit, scores, sight, 1);
+// The greatest scores of 32 tokens.
+static inline __attribute__((always_inline)) __m512 greatest_of(const float *scores, i64 token, Sight sight, int hidden) {
+    __m512 most[4];
+    for (int i = 0; i < 4; i++) most[i] = _mm512_set1_ps(-INFINITY);
+    for (i64 i = 0; i < 32; i++) {
+        const __m512 score = _mm512_load_ps(scores + LANES * i);
+        most[i % 4] = hidden ? _mm512_mask_max_ps(most[i % 4], sees(sight, token + i), most[i % 4], score)
+                             : _mm512_max_ps(most[i % 4], score);
+    }
+    return _mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3]));
 }
 
-static void add_values(const Query *query, i64 unit) {
-    const i64 size = query->job->contexts->size, columns = size / 16;
-    LOAD(4, query->shares, 64);
-    LOAD(5, query->shares + 512, 64);
-    for (i64 column = 0; column < columns; column++) {
-        float *sums = query->sums + (unit * size + 16 * column) * LANES;
-        LOAD(0, sums, 64);
-        LOAD(6, query->values + column * 512, 64);
-        MULTIPLY_ADD(0, 6, 4);
-        LOAD(7, query->values + (columns + column) * 512, 64);
-        MULTIPLY_ADD(0, 7, 5);
-        STORE(0, sums, 64);
+// Weights of 32 tokens as a tile, and their sums.
+static inline __attribute__((always_inline)) __m512 share(const float *scores, __m512 factor, __m512 best, i64 token,
+                                                          Sight sight, int hidden, bf16 *out) {
+    __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    __m512i shares[16];
+    for (i64 i = 0; i < 16; i++) {
+        __m512 even = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + LANES * 2 * i), factor, best));
+        __m512 odd = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + LANES * (2 * i + 1)), factor, best));
+        if (hidden) {
+            even = _mm512_maskz_mov_ps(sees(sight, token + 2 * i), even);
+            odd = _mm512_maskz_mov_ps(sees(sight, token + 2 * i + 1), odd);
+        }
+        sum[0] = _mm512_add_ps(sum[0], even);
+        sum[1] = _mm512_add_ps(sum[1], odd);
+        shares[i] = pairs(even, odd);
+    }
+    transpose(shares);
+    for (i64 i = 0; i < 16; i++) _mm512_store_si512(out + 32 * i, shares[i]);
+    return _mm512_add_ps(sum[0], sum[1]);
+}
+
+// Turns scores into weights relative to the best score. That is raised only where it is far below a new one: by less
+// than 2^8 no weight overflows, and most spans raise nothing.
+static void weigh(const Queries *queries, i64 unit, i64 tokens, const float *scores, Sight sight) {
+    const __m512 factor = _mm512_set1_ps(1.44269504f / sqrtf((float)queries->job->contexts->size));
+    __m512 greatest = _mm512_set1_ps(-INFINITY);
+    for (i64 token = 0; token < tokens; token += 32)
+        greatest = _mm512_max_ps(greatest, sees_all(sight, token, token + 32)
+                                               ? greatest_of(scores + LANES * token, token, sight, 0)
+                                               : greatest_of(scores + LANES * token, token, sight, 1));
+    greatest = _mm512_mul_ps(greatest, factor);
+    __m512 best = _mm512_load_ps(queries->best + LANES * unit);
+    const __mmask16 above = _mm512_cmp_ps_mask(greatest, _mm512_add_ps(best, _mm512_set1_ps(8.0f)), _CMP_GT_OQ);
+    if (above) best = raise(queries, unit, above, best, _mm512_mask_mov_ps(best, above, greatest));
+    __m512 weight = _mm512_load_ps(queries->weights + LANES * unit);
+    for (i64 token = 0; token < tokens; token += 32) {
+        const float *from = scores + LANES * token;
+        bf16 *to = queries->shares + LANES * token;
+        weight = _mm512_add_ps(weight, sees_all(sight, token, token + 32)
+                                           ? share(from, factor, best, token, sight, 0, to)
+                                           : share(from, factor, best, token, sight, 1, to));
+    }
+    _mm512_store_ps(queries->weights + LANES * unit, weight);
+}
+
+static void add_values(const Queries *queries, i64 unit, i64 tokens) {
+    const i64 size = queries->job->contexts->size;
+    LOAD(4, queries->shares, 64);
+    if (tokens > 32) LOAD(5, queries->shares + 512, 64);
+    if (tokens > 64) LOAD(6, queries->shares + 1024, 64);
+    if (tokens > 96) LOAD(7, queries->shares + 1536, 64);
+    for (i64 head = first_head(queries, unit); head <= last_head(queries, unit); head++) {
+        const bf16 *values = queries->values + head * SPAN * size;
+        float *sums = sums_of(queries, unit, head);
+        for (i64 d = 0; d < size; d += 32, values += 1024, sums += 512) {
+            LOAD(0, sums, 64);
+            LOAD(1, sums + 256, 64);
+            LOAD(2, values, 64);
+            MULTIPLY_ADD(0, 4, 2);
+            LOAD(3, values + 512, 64);
+            MULTIPLY_ADD(1, 4, 3);
+            if (tokens > 32) {
+                LOAD(2, values + 32 * size, 64);
+                MULTIPLY_ADD(0, 5, 2);
+                LOAD(3, values + 32 * size + 512, 64);
+                MULTIPLY_ADD(1, 5, 3);
+            }
+            if (tokens > 64) {
+                LOAD(2, values + 64 * size, 64);
+                MULTIPLY_ADD(0, 6, 2);
+                LOAD(3, values + 64 * size + 512, 64);
+                MULTIPLY_ADD(1, 6, 3);
+            }
+            if (tokens > 96) {
+                LOAD(2, values + 96 * size, 64);
+                MULTIPLY_ADD(0, 7, 2);
+                LOAD(3, values + 96 * size + 512, 64);
+                MULTIPLY_ADD(1, 7, 3);
+            }
+            STORE(0, sums, 64);
+            STORE(1, sums + 256, 64);
+        }
     }
 }
 
-// Rows `begin` to `end` against tokens `from` to `to` of a slot. `next` is read ahead after the last span.
-static void attend(const Query *query, i64 begin, i64 end, i64 slot, i64 from, i64 to, const Places *next) {
-    const i64 window = query->job->contexts->window;
-    const int32_t *positions = query->positions;
-    // Rows are in the order of their positions: the first sees least far ahead, and farthest back. Spans begin at the
-    // same positions whatever is computed together, so that sums are the same.
-    if (window) from = MAX(from, (positions[begin] - window + 1) / SPAN * SPAN);
-    to = MIN(to, positions[end - 1] + 1);
+// Adds the values of a span, each as much as its score says.
+static void add(const Queries *queries, i64 unit, i64 tokens, const float *scores, Sight sight) {
+    weigh(queries, unit, tokens, scores, sight);
+    add_values(queries, unit, tokens);
+}
+
+// The rows of a run, or of all, against tokens `from` to `to` of a slot. `next` is read ahead after the last span.
+static void attend(const Queries *queries, i64 run, i64 slot, i64 from, i64 to, const Places *next) {
+    const i64 units = (queries->rows + LANES - 1) / LANES;
     Places places[2];
     int at = 0;
-    if (from < to) find_places(query->job, query->head, slot, from, to, places);
+    if (from < to) find_places(queries->job, queries->head, slot, from, to, places);
     for (; from < to; from += SPAN, at ^= 1) {
-        const i64 until = MIN(to, from + SPAN);
-        if (until < to) find_places(query->job, query->head, slot, until, to, places + (at ^ 1));
-        fetch(query, places + at, until < to ? places + (at ^ 1) : next);
-        i64 unit = begin / LANES;
-        while (positions[MIN(end, (unit + 1) * LANES) - 1] < from) unit++;
-        i64 last = (end - 1) / LANES;
-        if (window)
-            while (positions[MAX(begin, last * LANES)] - window + 1 >= from + SPAN) last--;
-        // The next unit is scored while this one is weighed.
-        score(query, unit, query->scores + unit % 2 * SPAN * LANES);
-        for (; unit <= last; unit++) {
-            if (unit < last) score(query, unit + 1, query->scores + (unit + 1) % 2 * SPAN * LANES);
-            weigh(query, unit, begin, end, from, until, query->scores + unit % 2 * SPAN * LANES);
-            add_values(query, unit);
+        const i64 until = MIN(to, from + SPAN), tokens = (until - from + 31) / 32 * 32;
+        if (until < to) find_places(queries->job, queries->head, slot, until, to, places + (at ^ 1));
+        fetch(queries, places + at, until < to ? places + (at ^ 1) : next, tokens);
+        // The next unit is scored before this one is weighed: neither waits for what it has just written.
+        Sight sight[2];
+        i64 waiting = -1;
+        int place = 0;
+        for (i64 unit = 0; unit < units; unit++) {
+            sight[place] = sight_of(queries, unit, run, from, until);
+            if (!sees_any(sight[place])) continue;
+            score(queries, unit, tokens, queries->scores + place * SPAN * LANES);
+            place ^= 1;
+            if (waiting >= 0) add(queries, waiting, tokens, queries->scores + place * SPAN * LANES, sight[place]);
+            waiting = unit;
         }
+        place ^= 1;
+        if (waiting >= 0) add(queries, waiting, tokens, queries->scores + place * SPAN * LANES, sight[place]);
     }
 }
 
 static i64 group_of(const Contexts *contexts) { return contexts->heads / contexts->kv_heads; }
 
+// Rows of a head.
 static i64 rows_of(const Contexts *contexts, const int32_t *task) {
     i64 tokens = 0;
     for (int i = 0; i < task[TASK_COUNT]; i++) tokens += contexts->runs[(task[TASK_RUN] + i) * RUN_FIELDS + RUN_COUNT];
     return tokens * group_of(contexts);
 }
 
-// Copies the queries of a task to their lanes, and says what their positions are. Lanes without one are zero.
-static void copy_queries(const Query *query, const int32_t *runs, i64 count, i64 rows) {
-    const Attention *job = query->job;
-    const i64 size = job->contexts->size, group = group_of(job->contexts), parts = size / 32;
-    const bf16 *places[LANES];
+static void name_rows(const Queries *queries, const int32_t *runs, i64 count) {
+    const i64 group = group_of(queries->job->contexts), lanes = (queries->rows + LANES - 1) / LANES * LANES;
     i64 row = 0;
-    for (i64 i = 0; i < count; i++) {
-        const int32_t *run = runs + i * RUN_FIELDS;
-        for (i64 j = 0; j < run[RUN_COUNT] * group; j++, row++) {
-            const i64 token = run[RUN_TOKEN] + j / group, lane = row % LANES;
-            places[lane] = job->q + (token * job->contexts->heads + query->head * group + j % group) * size;
-            query->positions[row] = run[RUN_POSITION] + (int32_t)(j / group);
-            if (lane < LANES - 1 && row < rows - 1) continue;
-            for (i64 part = 0; part < parts; part++) {
+    for (i64 head = 0; head < queries->job->together; head++)
+        for (i64 i = 0; i < count; i++) {
+            const int32_t *run = runs + i * RUN_FIELDS;
+            for (i64 j = 0; j < run[RUN_COUNT] * group; j++, row++) {
+                queries->tokens[row] = run[RUN_TOKEN] + (int32_t)(j / group);
+                queries->positions[row] = run[RUN_POSITION] + (int32_t)(j / group);
+                queries->runs[row] = (int32_t)i;
+            }
+        }
+    for (; row < lanes; row++) queries->positions[row] = INT32_MAX, queries->runs[row] = -1;
+    for (row = 0; row < lanes; row++) queries->best[row] = -1e30f, queries->weights[row] = 0;
+}
+
+// Where a row's numbers stand among those of all heads of its token.
+static i64 at_row(const Queries *queries, i64 row) {
+    const i64 group = group_of(queries->job->contexts), head = queries->head + row / queries->each;
+    return (head * group + row % queries->each % group) * queries->job->contexts->size;
+}
+
+static void copy_queries(const Queries *queries) {
+    const Attention *job = queries->job;
+    const i64 size = job->contexts->size, width = job->contexts->heads * size;
+    for (i64 unit = 0; unit * LANES < queries->rows; unit++)
+        for (i64 head = first_head(queries, unit); head <= last_head(queries, unit); head++)
+            for (i64 part = 0; part < size / 32; part++) {
                 __m512i lanes[LANES];
-                for (i64 k = 0; k < LANES; k++)
-                    lanes[k] = k > lane ? _mm512_setzero_si512() : _mm512_loadu_si512(places[k] + 32 * part);
+                for (i64 lane = 0; lane < LANES; lane++) {
+                    const i64 row = unit * LANES + lane;
+                    const bf16 *from = job->q + queries->tokens[row] * width + at_row(queries, row) + 32 * part;
+                    const int is_there = row < queries->rows && row / queries->each == head;
+                    lanes[lane] = is_there ? _mm512_loadu_si512(from) : _mm512_setzero_si512();
+                }
                 transpose(lanes);
-                bf16 *out = query->q + (row / LANES * parts + part) * 512;
-                for (i64 k = 0; k < LANES; k++) _mm512_store_si512(out + 32 * k, lanes[k]);
+                bf16 *out = q_of(queries, unit, head) + part * 512;
+                for (i64 i = 0; i < LANES; i++) _mm512_store_si512(out + 32 * i, lanes[i]);
             }
-        }
-    }
 }
 
-// Copies what came of a run, whose first row is given.
-static void copy_results(const Query *query, const int32_t *run, i64 row) {
-    const Attention *job = query->job;
-    const i64 heads = job->contexts->heads, size = job->contexts->size, group = group_of(job->contexts);
-    const i64 end = row + run[RUN_COUNT] * group, begin = row;
-    for (i64 unit = begin / LANES; unit * LANES < end; unit++) {
-        const __m512 weight = _mm512_load_ps(query->weights + LANES * unit);
-        for (i64 d = 0; d < size; d += 16) {
-            const float *sums = query->sums + (unit * size + d) * LANES;
-            __m512i lanes[LANES];
-            for (i64 i = 0; i < 16; i++)
-                lanes[i] = _mm512_castps_si512(_mm512_div_ps(_mm512_load_ps(sums + LANES * i), weight));
-            transpose(lanes);
-            for (i64 k = MAX(begin, unit * LANES); k < MIN(end, (unit + 1) * LANES); k++) {
-                const i64 token = run[RUN_TOKEN] + (k - begin) / group;
-                const i64 at = (query->head * group + (k - begin) % group) * size + d;
-                const i64 place = job->form == ROWS ? token * heads * size + at
-                                                    : tile_place(token, at, heads * size) + at % 32;
-                store_bf16(job->out + place, _mm512_castsi512_ps(lanes[k % LANES]));
-            }
+static void copy_results(const Queries *queries) {
+    const Attention *job = queries->job;
+    const i64 size = job->contexts->size, width = job->contexts->heads * size;
+    // Fours of a value's numbers go to one tile and the other in turn.
+    const __m512i first = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+    for (i64 row = 0; row < queries->rows; row++) {
+        const __m512 weight = _mm512_set1_ps(queries->weights[row]);
+        const float *sums = sums_of(queries, row / LANES, row / queries->each) + row % LANES * 16;
+        const i64 token = queries->tokens[row];
+        for (i64 d = 0, at = at_row(queries, row); d < size; d += 32, at += 32) {
+            const __m512 low = _mm512_load_ps(sums + d * LANES), high = _mm512_load_ps(sums + (d + 16) * LANES);
+            bf16 *out = job->out + (job->form == ROWS ? token * width + at : tile_place(token, at, width));
+            store_bf16(out, _mm512_div_ps(_mm512_permutex2var_ps(low, first, high), weight));
+            store_bf16(out + 16, _mm512_div_ps(_mm512_permutex2var_ps(low, second, high), weight));
         }
-    }
-}
-
-// `next` is what the thread reads after this.
-static void attention_of_head(const Attention *job, const int32_t *task, i64 head, const Places *next, char *memory) {
-    const Contexts *contexts = job->contexts;
-    const int32_t *runs = contexts->runs + task[TASK_RUN] * RUN_FIELDS;
-    const i64 rows = rows_of(contexts, task), count = task[TASK_COUNT], shared = task[TASK_SHARED];
-    const i64 lanes = (rows + LANES - 1) / LANES * LANES;
-    Query query = {.job = job, .head = head, .rows = rows};
-    lay_out(&query, memory, rows, contexts->size);
-    copy_queries(&query, runs, count, rows);
-    memset(query.sums, 0, (size_t)(lanes * contexts->size) * sizeof(float));
-    for (i64 row = 0; row < lanes; row++) query.best[row] = -1e30f, query.weights[row] = 0;
-    for (i64 row = rows; row < lanes; row++) query.positions[row] = INT32_MAX;
-    if (shared) attend(&query, 0, rows, runs[RUN_SLOT], 0, shared, next);
-    i64 row = 0;
-    for (i64 i = 0; i < count; i++) {
-        const int32_t *run = runs + i * RUN_FIELDS;
-        const i64 end = row + run[RUN_COUNT] * group_of(contexts);
-        attend(&query, row, end, run[RUN_SLOT], shared, run[RUN_POSITION] + run[RUN_COUNT], next);
-        copy_results(&query, run, row);
-        row = end;
     }
 }
 
 static void attention_task(void *shared, i64 index, char *memory) {
     const Attention *job = shared;
     const Contexts *contexts = job->contexts;
-    const i64 parts = contexts->kv_heads / job->together, count = parts * contexts->num_tasks;
+    const i64 parts = contexts->kv_heads / job->together, next = MIN(index + 1, parts * contexts->num_tasks - 1);
+    const int32_t *task = contexts->tasks + index / parts * TASK_FIELDS;
+    const int32_t *runs = contexts->runs + task[TASK_RUN] * RUN_FIELDS;
+    const int32_t *after = contexts->runs + contexts->tasks[next / parts * TASK_FIELDS + TASK_RUN] * RUN_FIELDS;
+    Places places;
+    find_places(job, next % parts * job->together, after[RUN_SLOT], 0, after[RUN_POSITION] + after[RUN_COUNT], &places);
+    Queries queries = {.job = job, .head = index % parts * job->together};
+    lay_out(&queries, memory, rows_of(contexts, task), job->together, contexts->size);
     configure_rows(16, 16);
-    for (i64 i = 0; i < job->together; i++) {
-        const i64 head = index % parts * job->together + i;
-        // The next head, or the first of the next task.
-        const i64 following = i + 1 < job->together ? index : MIN(index + 1, count - 1);
-        const i64 next_head = following == index ? MIN(head + 1, contexts->kv_heads - 1) : following % parts * job->together;
-        const int32_t *task = contexts->tasks + following / parts * TASK_FIELDS;
-        const int32_t *run = contexts->runs + task[TASK_RUN] * RUN_FIELDS;
-        Places next;
-        find_places(job, next_head, run[RUN_SLOT], 0, run[RUN_POSITION] + run[RUN_COUNT], &next);
-        attention_of_head(job, contexts->tasks + index / parts * TASK_FIELDS, head, &next, memory);
+    name_rows(&queries, runs, task[TASK_COUNT]);
+    copy_queries(&queries);
+    const i64 units = (queries.rows + LANES - 1) / LANES;
+    memset(queries.sums, 0, (size_t)(units * queries.most * contexts->size * LANES) * sizeof(float));
+    if (task[TASK_SHARED]) attend(&queries, -1, runs[RUN_SLOT], 0, task[TASK_SHARED], &places);
+    for (i64 i = 0; i < task[TASK_COUNT]; i++, runs += RUN_FIELDS) {
+        // Spans begin at the same positions whatever is computed together, so that sums are the same.
+        const i64 first = contexts->window ? MAX(0, runs[RUN_POSITION] - contexts->window + 1) / SPAN * SPAN : 0;
+        attend(&queries, i, runs[RUN_SLOT], MAX(first, task[TASK_SHARED]), runs[RUN_POSITION] + runs[RUN_COUNT], &places);
     }
+    copy_results(&queries);
 }
 
 static int attend_all(const Contexts *contexts, const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out,
@@ -1080,11 +1166,13 @@ static int attend_all(const Contexts *contexts, const bf16 *q, const bf16 *keys,
     // Key/value heads of a token lie side by side: one thread reads them all, if there is enough else to do.
     const int all = contexts->num_tasks >= 4 * max_threads() && contexts->kv_heads <= MOST_TOGETHER;
     Attention job = {q, keys, values, out, contexts, all ? contexts->kv_heads : 1, form};
-    Query query;
-    i64 most = 0;
-    for (i64 i = 0; i < contexts->num_tasks; i++) most = MAX(most, rows_of(contexts, contexts->tasks + i * TASK_FIELDS));
-    const i64 count = contexts->num_tasks * (contexts->kv_heads / job.together);
-    return run(attention_task, &job, count, 4, lay_out(&query, NULL, most, contexts->size));
+    Queries queries;
+    size_t most = 0;
+    for (i64 i = 0; i < contexts->num_tasks; i++) {
+        const i64 each = rows_of(contexts, contexts->tasks + i * TASK_FIELDS);
+        most = MAX(most, lay_out(&queries, NULL, each, job.together, contexts->size));
+    }
+    return run(attention_task, &job, contexts->num_tasks * (contexts->kv_heads / job.together), 4, most);
 }
 
 int treadle_attention(const Contexts *contexts, const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out) {
