@@ -206,22 +206,9 @@ static Pair pair_at(const Weight *weight, i64 index) {
 
 static i64 count_pairs(const Weight *weight) { return (weight->out / 16 + 1) / 2; }
 
-// The place of 16 outputs of a token, of which each has `columns` times 16.
-static inline i64 place_of(int form, i64 token, i64 column, i64 columns) {
-    if (form != TILES) return (token * columns + column) * 16;
-    return tile_place(token, 16 * column, 16 * columns) + column % 2 * 16;
-}
-
-static inline __attribute__((always_inline)) void put(void *out, int form, i64 place, __m512 sum) {
-    if (form == WIDE_ROWS)
-        _mm512_storeu_ps((float *)out + place, sum);
-    else
-        store_bf16((bf16 *)out + place, sum);
-}
-
 static inline __m512 silu(__m512 x) {
     const __m512 divisor = _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(_mm512_sub_ps(_mm512_setzero_ps(), x)));
-    return _mm512_div_ps(x, divisor);
+    return _mm512_mul_ps(x, _mm512_rcp14_ps(divisor));  // to 14 bits, of which bfloat16 keeps 8
 }
 
 // Sums of up to 32 tokens by 32 outputs, some of which are outputs already.
@@ -233,27 +220,36 @@ typedef struct {
     int rows, done;
 } Block;
 
-static inline __attribute__((always_inline)) void finish_as(Block *block, int until, int form, int gated) {
+enum { GATED, WIDE, BOTH, ONE };  // what there is to be stored of a row
+
+static inline __attribute__((always_inline)) void finish_as(Block *block, int until, int kind) {
     const Product *product = block->product;
     const Weight *weight = product->weight;
     const Pair pair = block->pair;
-    const i64 columns = weight->out / (gated ? 32 : 16);
-    __m512 first_bias = _mm512_setzero_ps(), second_bias = first_bias;
+    const i64 width = kind == GATED ? weight->out / 2 : weight->out, at = 16 * pair.first;
+    // Rows are side by side, or in tiles of 16.
+    const i64 row_size = product->form == TILES ? 32 : width;
+    const i64 first = product->form == TILES ? tile_place(block->token, at, width) + at % 32 : block->token * width + at;
+    __m512 biases[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
     if (weight->bias) {
-        first_bias = load_bf16(weight->bias + 16 * pair.first);
-        second_bias = load_bf16(weight->bias + 16 * pair.second);
+        biases[0] = load_bf16(weight->bias + 16 * pair.first);
+        biases[1] = load_bf16(weight->bias + 16 * pair.second);
     }
     for (; block->done < until; block->done++) {
-        const i64 token = block->token + block->done;
         const float *sums = block->sums + 32 * block->done;
-        const __m512 first = _mm512_add_ps(_mm512_load_ps(sums), first_bias);
-        const __m512 second = _mm512_add_ps(_mm512_load_ps(sums + 16), second_bias);
-        const i64 place = place_of(form, token, pair.first, columns);
-        if (gated) {
-            put(product->out, form, place, _mm512_mul_ps(silu(first), second));
+        const i64 place = first + block->done / 16 * (16 * width) + block->done % 16 * row_size;
+        const __m512 one = _mm512_add_ps(_mm512_load_ps(sums), biases[0]);
+        const __m512 other = _mm512_add_ps(_mm512_load_ps(sums + 16), biases[1]);
+        bf16 *out = (bf16 *)product->out + place;
+        if (kind == GATED) {
+            store_bf16(out, _mm512_mul_ps(silu(one), other));
+        } else if (kind == WIDE) {
+            _mm512_storeu_ps((float *)product->out + place, one);
+            _mm512_storeu_ps((float *)product->out + place + 16 * (pair.second - pair.first), other);
+        } else if (kind == BOTH) {
+            _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(other, one));
         } else {
-            put(product->out, form, place, first);
-            put(product->out, form, place_of(form, token, pair.second, columns), second);
+            store_bf16(out, one);
         }
     }
 }
@@ -262,19 +258,14 @@ static inline __attribute__((always_inline)) void finish_as(Block *block, int un
 static __attribute__((noinline)) void finish(Block *block, int rows) {
     const int until = MIN(block->done + rows, block->rows);
     if (block->done == until) return;
-    if (block->product->weight->gated) {
-        switch (block->product->form) {
-            case ROWS: finish_as(block, until, ROWS, 1); break;
-            case WIDE_ROWS: finish_as(block, until, WIDE_ROWS, 1); break;
-            case TILES: finish_as(block, until, TILES, 1); break;
-        }
-    } else {
-        switch (block->product->form) {
-            case ROWS: finish_as(block, until, ROWS, 0); break;
-            case WIDE_ROWS: finish_as(block, until, WIDE_ROWS, 0); break;
-            case TILES: finish_as(block, until, TILES, 0); break;
-        }
-    }
+    if (block->product->weight->gated)
+        finish_as(block, until, GATED);
+    else if (block->product->form == WIDE_ROWS)
+        finish_as(block, until, WIDE);
+    else if (block->pair.second > block->pair.first)
+        finish_as(block, until, BOTH);
+    else
+        finish_as(block, until, ONE);
 }
 
 // Inlined by force: to a compiler a function that only prefetches has no effect, and its calls are left out.
@@ -383,7 +374,7 @@ static void product_task(void *job, i64 index, char *memory) {
                 for (i64 token = near; token < MIN(tokens, near + NEAR); token += 32) {
                     const bf16 *x = product->x + token * weight->in;
                     const int rows = (int)MIN(32, tokens - token);
-                    float *block = sums + (token - near) * 32;
+                    float *block = sums + (parts > 1 ? (token - near) * 32 : 0);
                     if (part) {
                         LOAD(0, block, 128);
                         LOAD(1, block + 16, 128);

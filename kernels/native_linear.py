@@ -41,7 +41,7 @@ class NativeLinear:
         native: The operations.
         weight: `[out, in]`, a shape that `fits_native`; a tensor is bfloat16.
         bias: `[out]`, bfloat16.
-        dtype: Of results, bfloat16 or float32.
+        dtype: Of results, bfloat16, or float32 if they are not gated.
         gated: The first half of the outputs are gates of the second: `silu(gate) * other` comes out, half as many.
     """
 
@@ -63,7 +63,8 @@ class NativeLinear:
             blocks, (out_features, in_features) = _coded_blocks(weight), weight.codes.shape
         # The weight holds addresses only: what is there must live as long.
         self._tensors = blocks, bias
-        assert fits_native(out_features, in_features) and not (gated and out_features % (2 * OUT_MULTIPLE))
+        assert fits_native(out_features, in_features)
+        assert not gated or (dtype == torch.bfloat16 and out_features % (2 * OUT_MULTIPLE) == 0)
         self.out_features = out_features // 2 if gated else out_features
         self.weight = _Weight(
             kind, in_features, out_features, gated, blocks.data_ptr(), None if bias is None else bias.data_ptr()
