@@ -43,20 +43,34 @@ def cut_off_unless_read(request: web.Request, stall_s: float) -> Iterator[None]:
 
     Whoever waits to send wakes then, as at any disconnect.
     """
-    loop, transport = asyncio.get_running_loop(), request.transport
-    timer: asyncio.Handle
-
-    def look(left: float) -> None:
-        nonlocal timer
-        if transport is None:
-            return
-        if (size := transport.get_write_buffer_size()) < left:
-            timer = loop.call_later(stall_s, look, size)
-        else:
-            transport.abort()
-
-    timer = loop.call_soon(look, math.inf)  # not called at all if nothing has to wait
+    if request.transport is None:
+        yield
+        return
+    watch = _StallWatch(request.transport, stall_s)
     try:
         yield
     finally:
-        timer.cancel()
+        watch.cancel()
+
+
+class _StallWatch:
+    """Looks at what a connection has still to send, until it is cancelled: then nothing refers to it any more.
+
+    There is one for each event of each stream, so it must not be left to the garbage collector.
+    """
+
+    def __init__(self, transport: asyncio.Transport, stall_s: float) -> None:
+        self._transport = transport
+        self._stall_s = stall_s
+        self._loop = asyncio.get_running_loop()
+        # Not called at all if nothing has to wait.
+        self._timer: asyncio.Handle = self._loop.call_soon(self._look, math.inf)
+
+    def _look(self, left: float) -> None:
+        if (size := self._transport.get_write_buffer_size()) < left:
+            self._timer = self._loop.call_later(self._stall_s, self._look, size)
+        else:
+            self._transport.abort()
+
+    def cancel(self) -> None:
+        self._timer.cancel()

@@ -61,6 +61,7 @@ class EventStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         assert self._watch is not None
+        watch, self._watch = self._watch, None  # its last frame refers to this stream: no cycle may hold the request
         failed = isinstance(error, Exception) and not isinstance(error, ConnectionError)
         try:
             if failed and error is not None:
@@ -68,7 +69,7 @@ class EventStream:
             if failed or error is None:
                 await send_whole(self._request, self._response, self._stall_s)
         finally:
-            self._watch.cancel()
+            watch.cancel()
         return failed
 
     async def send(self, data: object, event: str | None = None, event_id: str | None = None) -> None:
