@@ -17,6 +17,7 @@ from treadle.runtime.cli.options import Commands
 from treadle.runtime.config import cache_dir
 from treadle.runtime.models.registry import installed, pull
 from treadle.runtime.server.config import ServerConfig
+from treadle.runtime.server.heap import keep_large_blocks_apart
 from treadle.runtime.server.logs import configure_logs
 from treadle.runtime.server.settings import add_settings, print_settings, read_settings
 
@@ -44,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     if any(listed.name == config.model and not listed.cached for listed in installed(cache_dir())):
         with pull_progress(config.model) as progress:
             pull(config.model, cache_dir(), progress)
+    if config.engine == "process":
+        keep_large_blocks_apart()
     try:
         asyncio.run(_serve(config))
     except asyncio.CancelledError:
