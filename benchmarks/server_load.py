@@ -12,9 +12,9 @@ may anyhow, so there answers are not compared.
 
 `server_cpu` is the processor time of the server's own process, without the engine's. `memory_growth` is the slope of
 the least-squares line through the memory of the second half; a line that falls counts as flat. What is bounded must be
-full by then, so there are twice as many programs and pages as the streams need. `added_latency` is the difference of
-the medians of the seconds between two tokens of a stream, at least 0. The clients run on the same machine and take
-their share of it.
+full by then: there are twice as many programs and pages as the streams need, and before anything is measured thousands
+of streams of one token come and go. `added_latency` is the difference of the medians of the seconds between two tokens
+of a stream, at least 0. The clients run on the same machine and take their share of it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import random
 import statistics
 import time
@@ -46,6 +47,7 @@ FEW, MANY = 16, 500
 SECONDS = 60.0
 PROMPT, NEW = 32, 64
 PROMPTS = 64
+FILLING = 5000
 GREEDY = SamplingParams(temperature=0)
 TIE = 1e-3
 
@@ -57,6 +59,8 @@ Source: TypeAlias = Callable[[Sequence[int], int], AsyncIterator["list[int] | En
 class Load:
     """What came of many streams."""
 
+    most: float = math.inf
+    begun: int = 0
     tokens: int = 0
     streams: int = 0
     seconds: float = 0.0
@@ -77,16 +81,17 @@ class Clients:
         self.partings: list[list[int]] = []
         """What came before two answers to a prompt parted, with the prompt."""
 
-    async def load(self, num_streams: int, seconds: float) -> Load:
-        """Streams that begin within the seconds, all of them to their end."""
-        found, began = Load(), time.perf_counter()
+    async def load(self, num_streams: int, seconds: float = math.inf, most: float = math.inf) -> Load:
+        """Streams that begin within the seconds, and no more than so many, all of them to their end."""
+        found, began = Load(most=most), time.perf_counter()
         await asyncio.gather(*(self._client(number, began + seconds, found) for number in range(num_streams)))
         found.seconds = time.perf_counter() - began
         return found
 
     async def _client(self, number: int, until: float, found: Load) -> None:
         turn = number
-        while time.perf_counter() < until:
+        while time.perf_counter() < until and found.begun < found.most:
+            found.begun += 1
             try:
                 await self._stream(turn % len(self._prompts), found)
             except Exception as error:
@@ -211,7 +216,8 @@ async def measure(args: argparse.Namespace, report: Report) -> Counter[str]:
         clients = Clients(
             lambda prompt, new: stream(session, server.url, prompt, new), prompts, args.new_tokens, is_exact=is_exact
         )
-        await clients.load(FEW, args.seconds / 10)
+        filling = Clients(lambda prompt, _: stream(session, server.url, prompt, 1), prompts, 1, is_exact=False)
+        await filling.load(FEW, most=args.filling)
         for num_streams, seconds in ((FEW, args.seconds / 2), (args.streams, args.seconds)):
             watched = Watched(server)
             async with watched.watching():
@@ -260,10 +266,11 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="for tensor operations")
     options.add_argument("--streams", type=int, default=MANY, help=f"most at once (default: {MANY})")
     options.add_argument("--seconds", type=float, default=SECONDS, help=f"of the most streams (default: {SECONDS:g})")
+    options.add_argument("--filling", type=int, default=FILLING, help=f"short streams first (default: {FILLING})")
     options.add_argument("--new-tokens", type=int, default=NEW, help=f"of each stream (default: {NEW})")
     args = options.parse_args()
     if args.quick:
-        args.streams, args.seconds, args.new_tokens = 32, 3.0, 16
+        args.streams, args.seconds, args.new_tokens, args.filling = 32, 3.0, 16, 100
     common: dict[str, Parameter] = {"model": args.model, "threads": args.threads, "seconds": args.seconds}
     common |= {"dtype": str(torch_dtype(args.dtype)).removeprefix("torch.")}
     common |= {"prompt_tokens": PROMPT, "new_tokens": args.new_tokens}
