@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_name("native.c")
+INCLUDED = "c/*.h"
+"""What the source includes, beside it."""
 FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
 """What the processor must have, as Linux names it."""
 FLAGS = (
@@ -182,7 +184,9 @@ def _built(folder: Path, compiler: str | None) -> Path:
     """The library of this source and this compiler in a folder. It is put there whole or not at all."""
     if compiler is None:
         raise NativeUnavailable("there is no C compiler: install one, or name it in CC")
-    key = hashlib.sha256(SOURCE.read_bytes() + "\0".join((*FLAGS, compiler)).encode()).hexdigest()[:16]
+    sources = [SOURCE, *sorted(SOURCE.parent.glob(INCLUDED))]
+    text = b"".join(path.read_bytes() for path in sources)
+    key = hashlib.sha256(text + "\0".join((*FLAGS, compiler)).encode()).hexdigest()[:16]
     library = folder / f"native-{key}.so"
     if library.exists():
         return library

@@ -1,0 +1,131 @@
+// Products of many tokens: weights are expanded to tiles of bfloat16, while the tiles before them are multiplied. So do
+// sums become outputs: vectors and tiles have units of their own.
+
+static inline __attribute__((always_inline)) void expand_block(const uint8_t *block, i64 format, __m512i *tile) {
+    const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)block));
+    const __m512 minimum = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(block + 32)));
+    const __m512 digits = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+#pragma GCC unroll 8
+    for (unsigned four = 0; four < 8; four++) {
+        __m512 weights[4];
+        if (format == INT4) {
+            const __m512i codes = _mm512_loadu_si512(block + 64 + 64 * (four / 2));
+#pragma GCC unroll 4
+            for (unsigned i = 0; i < 4; i++)  // the permutation reads the lowest four bits of each lane
+                weights[i] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 8 * i + 4 * (four % 2)), digits);
+        } else {
+            const __m512i codes = _mm512_loadu_si512(block + 64 + 64 * four);
+#pragma GCC unroll 4
+            for (unsigned i = 0; i < 4; i++)
+                weights[i] = _mm512_cvtepi32_ps(
+                    _mm512_and_si512(_mm512_srli_epi32(codes, 8 * i), _mm512_set1_epi32(255)));
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) weights[i] = _mm512_fmadd_ps(weights[i], scale, minimum);
+        tile[2 * four] = pairs(weights[0], weights[1]);
+        tile[2 * four + 1] = pairs(weights[2], weights[3]);
+    }
+}
+
+// The weights of a pair of columns: tiles that are `stride` apart, and the codes that they are made of.
+typedef struct {
+    const uint8_t *codes[2];
+    uint8_t *tiles[2];
+    i64 stride;
+} Weights;
+
+static Weights weights_of(const Weight *weight, Pair pair, char *memory) {
+    const i64 column = weight->in / 32 * BLOCK_BYTES[weight->format];
+    uint8_t *first = (uint8_t *)weight->blocks + pair.first * column;
+    uint8_t *second = (uint8_t *)weight->blocks + pair.second * column;
+    if (weight->format == BF16) return (Weights){{first, second}, {first, second}, 1024};
+    return (Weights){{first, second}, {(uint8_t *)memory, (uint8_t *)memory + 1024}, 2048};
+}
+
+static inline __attribute__((always_inline)) void expand(const Weights *weights, i64 step, i64 format) {
+    for (int i = 0; i < 2; i++) {
+        const uint8_t *block = weights->codes[i] + step * BLOCK_BYTES[format];
+        prefetch(block, BLOCK_BYTES[format]);
+        expand_block(block, format, (__m512i *)(weights->tiles[i] + step * weights->stride));
+    }
+}
+
+// Adds the products of up to 16 tokens, or of 16 `more`, with some inputs to the sums in tiles 0 to 3. Weights in a
+// format of codes are expanded on the way, and the block before becomes outputs.
+static inline __attribute__((always_inline)) void multiply(const bf16 *x, const bf16 *more, const Weights *weights,
+                                                           i64 begin, i64 end, i64 format, Block *before) {
+    const int rows = (int)((before->rows + end - begin - 1) / (end - begin));
+    if (format != BF16) expand(weights, begin, format);
+    for (i64 step = begin; step < end; step++) {
+        if (format != BF16 && step + 1 < end) expand(weights, step + 1, format);
+        LOAD(6, weights->tiles[0] + step * weights->stride, 64);
+        LOAD_ONCE(4, x + 512 * step, 64);
+        MULTIPLY_ADD(0, 4, 6);
+        LOAD(7, weights->tiles[1] + step * weights->stride, 64);
+        MULTIPLY_ADD(1, 4, 7);
+        if (more) {
+            LOAD_ONCE(5, more + 512 * step, 64);
+            MULTIPLY_ADD(2, 5, 6);
+            MULTIPLY_ADD(3, 5, 7);
+        }
+        finish(before, rows);
+    }
+}
+
+static inline __attribute__((always_inline)) void multiply_as(const bf16 *x, const bf16 *more, const Weights *weights,
+                                                              i64 begin, i64 end, i64 format, Block *before) {
+    if (format == INT4)
+        multiply(x, more, weights, begin, end, INT4, before);
+    else if (format == INT8)
+        multiply(x, more, weights, begin, end, INT8, before);
+    else
+        multiply(x, more, weights, begin, end, BF16, before);
+}
+
+static void product_task(void *job, i64 index, char *memory) {
+    const Product *product = job;
+    const Weight *weight = product->weight;
+    const i64 tokens = product->tokens, steps = weight->in / 32, parts = (steps + DEPTH - 1) / DEPTH;
+    const i64 begin = product->pairs * index, end = MIN(begin + product->pairs, count_pairs(weight));
+    float *sums = (float *)memory;
+    memory += NEAR * 32 * sizeof(float);
+    Block before = {0};
+    configure_rows((int)MIN(tokens, 16), (int)MIN(tokens, 32) - 16);
+    for (i64 near = 0; near < tokens; near += NEAR) {
+        for (i64 i = begin; i < end; i++) {
+            const Pair pair = pair_at(weight, i);
+            char *expanded = memory + (tokens > NEAR ? (i - begin) * 64 * weight->in : 0);
+            const Weights weights = weights_of(weight, pair, expanded);
+            for (i64 part = 0; part < parts; part++) {
+                for (i64 token = near; token < MIN(tokens, near + NEAR); token += 32) {
+                    const bf16 *x = product->x + token * weight->in;
+                    const int rows = (int)MIN(32, tokens - token);
+                    float *block = sums + (parts > 1 ? (token - near) * 32 : 0);
+                    if (part) {
+                        LOAD(0, block, 128);
+                        LOAD(1, block + 16, 128);
+                        if (rows > 16) {
+                            LOAD(2, block + 16 * 32, 128);
+                            LOAD(3, block + 16 * 32 + 16, 128);
+                        }
+                    } else {
+                        CLEAR(0);
+                        CLEAR(1);
+                        CLEAR(2);
+                        CLEAR(3);
+                    }
+                    multiply_as(x, rows > 16 ? x + 16 * weight->in : NULL, &weights, steps * part / parts,
+                                steps * (part + 1) / parts, token ? BF16 : weight->format, &before);
+                    STORE(0, block, 128);
+                    STORE(1, block + 16, 128);
+                    if (rows > 16) {
+                        STORE(2, block + 16 * 32, 128);
+                        STORE(3, block + 16 * 32 + 16, 128);
+                    }
+                    if (part + 1 == parts) before = (Block){product, block, pair, token, rows, 0};
+                }
+            }
+        }
+    }
+    finish(&before, 32);
+}

@@ -1,0 +1,22 @@
+// Products, however many tokens there are.
+
+// The product of tiles with a weight.
+static int multiply_tiles(const Weight *weight, const bf16 *x, void *out, i64 tokens, int form) {
+    if (weight->format != BF16 && tokens <= FEW) return multiply_few((Product){weight, x, out, tokens, 1, form});
+    const i64 pairs = count_pairs(weight), bytes = weight->format == BF16 ? 0 : 64 * weight->in;
+    const i64 together = MAX(1, MIN(pairs / (4 * max_threads()), KEPT_BYTES / (64 * weight->in)));
+    Product product = {weight, x, out, tokens, together, form};
+    return run(product_task, &product, (pairs + together - 1) / together, 8,
+               (size_t)(NEAR * 32 * 4 + bytes * (tokens > NEAR ? together : 1)));
+}
+
+int treadle_linear(const Weight *weight, const bf16 *x, void *out, i64 tokens, int wide) {
+    bf16 *tiles = aligned_alloc(64, (size_t)((tokens + 16) / 16 * 32 * weight->in));
+    if (!tiles) return 0;
+    for (i64 token = 0; token < tokens; token++)
+        for (i64 at = 0; at < weight->in; at += 32)
+            memcpy(tiles + tile_place(token, at, weight->in), x + token * weight->in + at, 64);
+    const int ok = multiply_tiles(weight, tiles, out, tokens, wide ? WIDE_ROWS : ROWS);
+    free(tiles);
+    return ok;
+}

@@ -1,0 +1,191 @@
+// The queries of attention, and what is kept for each.
+//
+// One task: the queries of some tokens against a context that is read from its pages 64 tokens at a time. For each
+// query there are a score near the greatest so far, the sum of weights relative to it, and the weighted sum of values
+// (online softmax, Milakov and Gimelshein 2018). Tokens of several calls whose contexts begin alike are one task: they
+// go through that beginning together, then each through its own rest.
+//
+// 16 queries are a unit, and what belongs to one of them is in a lane of its own: softmax needs no maximum and no sum
+// across lanes. A unit may hold queries of several key/value heads: for each of these there is a factor in which the
+// other heads' queries are zero, and the scores are the sum.
+//
+//   scores [tokens, lanes] = keys [tokens, D] x queries [D, lanes], for each head
+//   sums   [lanes, D]     += weights [lanes, tokens] x values [tokens, D], for each head
+
+enum { SPAN = 64, LANES = 16, MOST_TOGETHER = 8 };
+
+typedef struct {
+    const i64 *page_table;
+    i64 pages_per_slot, page_size, heads, kv_heads, size, window;
+    const int32_t *runs, *tasks;
+    i64 num_tasks;
+} Contexts;
+
+typedef struct {
+    const bf16 *q, *keys, *values;
+    bf16 *out;
+    const Contexts *contexts;
+    i64 together;  // key/value heads of a task
+    int form;
+} Attention;
+
+// A run of tokens of one call: its first token in the step, how many, its slot, and the position of the first.
+enum { RUN_TOKEN, RUN_COUNT, RUN_SLOT, RUN_POSITION, RUN_FIELDS };
+// A task: its first run, how many, and the tokens that their contexts share.
+enum { TASK_RUN, TASK_COUNT, TASK_SHARED, TASK_FIELDS };
+
+// A row is a query: those of the first head in the order of tokens, then those of the next. Behind the last there may
+// be lanes without one.
+typedef struct {
+    const Attention *job;
+    i64 head;            // the first
+    i64 each, rows;      // rows of a head, and of all
+    i64 most;            // heads in a unit, at most
+    int32_t *tokens;     // [lanes] in the step
+    int32_t *positions;  // the same
+    int32_t *runs;       // the same: which of the task's; -1 for lanes without a row
+    float *best;         // the same
+    float *weights;      // the same
+    bf16 *q;             // [units, most, D / 32] tiles: of each two numbers of a head, 16 queries in pairs
+    float *sums;         // [units, most, D / 16] tiles: 16 lanes
+    bf16 *keys;          // [heads, SPAN / 16, D / 32] tiles: 16 tokens
+    bf16 *values;        // [heads, SPAN / 32, D / 16] tiles: of each two tokens, 16 numbers in pairs
+    float *scores;       // two units of [SPAN, LANES]
+    bf16 *shares;        // [SPAN / 32] tiles: 16 lanes
+} Queries;
+
+static size_t lay_out(Queries *queries, char *memory, i64 each, i64 heads, i64 size) {
+    size_t at = 0;
+    const i64 rows = each * heads, lanes = (rows + LANES - 1) / LANES * LANES;
+    queries->each = each;
+    queries->rows = rows;
+    queries->most = MIN(heads, (LANES - 2) / each + 2);
+    const i64 numbers = lanes * queries->most * size;
+#define PLACE(field, bytes) queries->field = (void *)(memory + at), at += ((size_t)(bytes) + 63) / 64 * 64
+    PLACE(tokens, lanes * 4);
+    PLACE(positions, lanes * 4);
+    PLACE(runs, lanes * 4);
+    PLACE(best, lanes * 4);
+    PLACE(weights, lanes * 4);
+    PLACE(q, numbers * 2);
+    PLACE(sums, numbers * 4);
+    PLACE(keys, heads * SPAN * size * 2);
+    PLACE(values, heads * SPAN * size * 2);
+    PLACE(scores, 2 * SPAN * LANES * 4);
+    PLACE(shares, SPAN * LANES * 2);
+#undef PLACE
+    return at;
+}
+
+static i64 first_head(const Queries *queries, i64 unit) { return unit * LANES / queries->each; }
+
+static i64 last_head(const Queries *queries, i64 unit) {
+    return (MIN((unit + 1) * LANES, queries->rows) - 1) / queries->each;
+}
+
+// Where what is kept of a unit for a head begins.
+static i64 place_in(const Queries *queries, i64 unit, i64 head) {
+    return (unit * queries->most + head - first_head(queries, unit)) * queries->job->contexts->size * LANES;
+}
+
+static bf16 *q_of(const Queries *queries, i64 unit, i64 head) { return queries->q + place_in(queries, unit, head); }
+
+static float *sums_of(const Queries *queries, i64 unit, i64 head) {
+    return queries->sums + place_in(queries, unit, head);
+}
+
+// 16 rows of 16 doublewords, rows becoming columns.
+static void transpose(__m512i r[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+        t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+        t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+        t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+        r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+        r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
+        r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+    }
+}
+
+static i64 group_of(const Contexts *contexts) { return contexts->heads / contexts->kv_heads; }
+
+// Rows of a head.
+static i64 rows_of(const Contexts *contexts, const int32_t *task) {
+    i64 tokens = 0;
+    for (int i = 0; i < task[TASK_COUNT]; i++) tokens += contexts->runs[(task[TASK_RUN] + i) * RUN_FIELDS + RUN_COUNT];
+    return tokens * group_of(contexts);
+}
+
+static void name_rows(const Queries *queries, const int32_t *runs, i64 count) {
+    const i64 group = group_of(queries->job->contexts), lanes = (queries->rows + LANES - 1) / LANES * LANES;
+    i64 row = 0;
+    for (i64 head = 0; head < queries->job->together; head++)
+        for (i64 i = 0; i < count; i++) {
+            const int32_t *run = runs + i * RUN_FIELDS;
+            for (i64 j = 0; j < run[RUN_COUNT] * group; j++, row++) {
+                queries->tokens[row] = run[RUN_TOKEN] + (int32_t)(j / group);
+                queries->positions[row] = run[RUN_POSITION] + (int32_t)(j / group);
+                queries->runs[row] = (int32_t)i;
+            }
+        }
+    for (; row < lanes; row++) queries->positions[row] = INT32_MAX, queries->runs[row] = -1;
+    for (row = 0; row < lanes; row++) queries->best[row] = -1e30f, queries->weights[row] = 0;
+}
+
+// Where a row's numbers stand among those of all heads of its token.
+static i64 at_row(const Queries *queries, i64 row) {
+    const i64 group = group_of(queries->job->contexts), head = queries->head + row / queries->each;
+    return (head * group + row % queries->each % group) * queries->job->contexts->size;
+}
+
+static void copy_queries(const Queries *queries) {
+    const Attention *job = queries->job;
+    const i64 size = job->contexts->size, width = job->contexts->heads * size;
+    for (i64 unit = 0; unit * LANES < queries->rows; unit++)
+        for (i64 head = first_head(queries, unit); head <= last_head(queries, unit); head++)
+            for (i64 part = 0; part < size / 32; part++) {
+                __m512i lanes[LANES];
+                for (i64 lane = 0; lane < LANES; lane++) {
+                    const i64 row = unit * LANES + lane;
+                    const bf16 *from = job->q + queries->tokens[row] * width + at_row(queries, row) + 32 * part;
+                    const int is_there = row < queries->rows && row / queries->each == head;
+                    lanes[lane] = is_there ? _mm512_loadu_si512(from) : _mm512_setzero_si512();
+                }
+                transpose(lanes);
+                bf16 *out = q_of(queries, unit, head) + part * 512;
+                for (i64 i = 0; i < LANES; i++) _mm512_store_si512(out + 32 * i, lanes[i]);
+            }
+}
+
+static void copy_results(const Queries *queries) {
+    const Attention *job = queries->job;
+    const i64 size = job->contexts->size, width = job->contexts->heads * size;
+    // Fours of a value's numbers go to one tile and the other in turn.
+    const __m512i first = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+    for (i64 row = 0; row < queries->rows; row++) {
+        const __m512 weight = _mm512_set1_ps(queries->weights[row]);
+        const float *sums = sums_of(queries, row / LANES, row / queries->each) + row % LANES * 16;
+        const i64 token = queries->tokens[row];
+        for (i64 d = 0, at = at_row(queries, row); d < size; d += 32, at += 32) {
+            const __m512 low = _mm512_load_ps(sums + d * LANES), high = _mm512_load_ps(sums + (d + 16) * LANES);
+            bf16 *out = job->out + (job->form == ROWS ? token * width + at : tile_place(token, at, width));
+            store_bf16(out, _mm512_div_ps(_mm512_permutex2var_ps(low, first, high), weight));
+            store_bf16(out + 16, _mm512_div_ps(_mm512_permutex2var_ps(low, second, high), weight));
+        }
+    }
+}
