@@ -53,40 +53,37 @@ static void fetch(const Queries *queries, const Places *places, const Places *ne
 }
 
 // Scores of the keys of a span with a unit.
-static void score(const Queries *queries, i64 unit, i64 tokens, float *scores) {
+static void score(const Queries *queries, i64 unit, float *scores) {
     const i64 size = queries->job->contexts->size, tile = 16 * size;
-    for (i64 token = 0; token < tokens; token += 64, scores += 64 * LANES) {
-        CLEAR(0);
-        CLEAR(1);
-        CLEAR(2);
-        CLEAR(3);
-        for (i64 head = first_head(queries, unit); head <= last_head(queries, unit); head++) {
-            const bf16 *q = q_of(queries, unit, head), *keys = queries->keys + (head * SPAN + token) * size;
-            for (i64 part = 0; part < size / 32; part++, q += 512, keys += 512) {
-                LOAD(4, q, 64);
-                LOAD(5, keys, 64);
-                MULTIPLY_ADD(0, 5, 4);
-                LOAD(6, keys + tile, 64);
-                MULTIPLY_ADD(1, 6, 4);
-                LOAD(5, keys + 2 * tile, 64);
-                MULTIPLY_ADD(2, 5, 4);
-                LOAD(6, keys + 3 * tile, 64);
-                MULTIPLY_ADD(3, 6, 4);
-            }
+    CLEAR(0);
+    CLEAR(1);
+    CLEAR(2);
+    CLEAR(3);
+    for (i64 head = first_head(queries, unit); head <= last_head(queries, unit); head++) {
+        const bf16 *q = q_of(queries, unit, head), *keys = queries->keys + head * SPAN * size;
+        for (i64 part = 0; part < size / 32; part++, q += 512, keys += 512) {
+            LOAD(4, q, 64);
+            LOAD(5, keys, 64);
+            MULTIPLY_ADD(0, 5, 4);
+            LOAD(6, keys + tile, 64);
+            MULTIPLY_ADD(1, 6, 4);
+            LOAD(5, keys + 2 * tile, 64);
+            MULTIPLY_ADD(2, 5, 4);
+            LOAD(6, keys + 3 * tile, 64);
+            MULTIPLY_ADD(3, 6, 4);
         }
-        STORE(0, scores, 64);
-        STORE(1, scores + 256, 64);
-        STORE(2, scores + 512, 64);
-        STORE(3, scores + 768, 64);
     }
+    STORE(0, scores, 64);
+    STORE(1, scores + 256, 64);
+    STORE(2, scores + 512, 64);
+    STORE(3, scores + 768, 64);
 }
 
+// Adds the values of a span to what a unit has.
 static void add_values(const Queries *queries, i64 unit, i64 tokens) {
     const i64 size = queries->job->contexts->size;
     LOAD(4, queries->shares, 64);
     if (tokens > 32) LOAD(5, queries->shares + 512, 64);
-    if (tokens > 64) LOAD(6, queries->shares + 1024, 64);
-    if (tokens > 96) LOAD(7, queries->shares + 1536, 64);
     for (i64 head = first_head(queries, unit); head <= last_head(queries, unit); head++) {
         const bf16 *values = queries->values + head * SPAN * size;
         float *sums = sums_of(queries, unit, head);
@@ -102,18 +99,6 @@ static void add_values(const Queries *queries, i64 unit, i64 tokens) {
                 MULTIPLY_ADD(0, 5, 2);
                 LOAD(3, values + 32 * size + 512, 64);
                 MULTIPLY_ADD(1, 5, 3);
-            }
-            if (tokens > 64) {
-                LOAD(2, values + 64 * size, 64);
-                MULTIPLY_ADD(0, 6, 2);
-                LOAD(3, values + 64 * size + 512, 64);
-                MULTIPLY_ADD(1, 6, 3);
-            }
-            if (tokens > 96) {
-                LOAD(2, values + 96 * size, 64);
-                MULTIPLY_ADD(0, 7, 2);
-                LOAD(3, values + 96 * size + 512, 64);
-                MULTIPLY_ADD(1, 7, 3);
             }
             STORE(0, sums, 64);
             STORE(1, sums + 256, 64);
@@ -144,7 +129,7 @@ static void attend(const Queries *queries, i64 run, i64 slot, i64 from, i64 to, 
         for (i64 unit = 0; unit < units; unit++) {
             sight[place] = sight_of(queries, unit, run, from, until);
             if (!sees_any(sight[place])) continue;
-            score(queries, unit, tokens, queries->scores + place * SPAN * LANES);
+            score(queries, unit, queries->scores + place * SPAN * LANES);
             place ^= 1;
             if (waiting >= 0) add(queries, waiting, tokens, queries->scores + place * SPAN * LANES, sight[place]);
             waiting = unit;

@@ -54,12 +54,21 @@ typedef struct {
     bf16 *shares;        // [SPAN / 32] tiles: 16 lanes
 } Queries;
 
+// A unit's heads.
+static i64 first_head(const Queries *queries, i64 unit) { return unit * LANES / queries->each; }
+
+static i64 last_head(const Queries *queries, i64 unit) {
+    return (MIN((unit + 1) * LANES, queries->rows) - 1) / queries->each;
+}
+
 static size_t lay_out(Queries *queries, char *memory, i64 each, i64 heads, i64 size) {
     size_t at = 0;
     const i64 rows = each * heads, lanes = (rows + LANES - 1) / LANES * LANES;
     queries->each = each;
     queries->rows = rows;
-    queries->most = MIN(heads, (LANES - 2) / each + 2);
+    queries->most = 1;
+    for (i64 unit = 0; unit * LANES < rows; unit++)
+        queries->most = MAX(queries->most, last_head(queries, unit) - first_head(queries, unit) + 1);
     const i64 numbers = lanes * queries->most * size;
 #define PLACE(field, bytes) queries->field = (void *)(memory + at), at += ((size_t)(bytes) + 63) / 64 * 64
     PLACE(tokens, lanes * 4);
@@ -75,12 +84,6 @@ static size_t lay_out(Queries *queries, char *memory, i64 each, i64 heads, i64 s
     PLACE(shares, SPAN * LANES * 2);
 #undef PLACE
     return at;
-}
-
-static i64 first_head(const Queries *queries, i64 unit) { return unit * LANES / queries->each; }
-
-static i64 last_head(const Queries *queries, i64 unit) {
-    return (MIN((unit + 1) * LANES, queries->rows) - 1) / queries->each;
 }
 
 // Where what is kept of a unit for a head begins.
