@@ -255,7 +255,7 @@ def test_only_a_rows_own_context_reaches_it():
     assert torch.equal(native_parts.attention(NATIVE, q, cache, pages, runs, tasks, None), expected)
 
 
-@pytest.mark.parametrize("shared", [128, 256])
+@pytest.mark.parametrize("shared", [64, 128, 256])
 @pytest.mark.parametrize("shape", HEADS, ids=str)
 def test_rows_that_share_a_prefix_get_what_they_would_get_alone(shape, shared):
     pages, num_pages = table(shape)
