@@ -227,7 +227,7 @@ class Journal:
             if event.error in ("duplicate_id", "bad_deadline", "overloaded"):
                 again = next((program.again for program in owners if program.again), None)
                 if again is not None:
-                    again.pop()
+                    again.pop(0)
                 else:
                     _take(self._programs, name, -1)
             elif event.error == "unknown_program" and owners[0].opened is None:
