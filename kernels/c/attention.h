@@ -55,10 +55,7 @@ static void fetch(const Queries *queries, const Places *places, const Places *ne
 // Scores of the keys of a span with a unit.
 static void score(const Queries *queries, i64 unit, float *scores) {
     const i64 size = queries->job->contexts->size, tile = 16 * size;
-    CLEAR(0);
-    CLEAR(1);
-    CLEAR(2);
-    CLEAR(3);
+    clear_sums();
     for (i64 head = first_head(queries, unit); head <= last_head(queries, unit); head++) {
         const bf16 *q = q_of(queries, unit, head), *keys = queries->keys + head * SPAN * size;
         for (i64 part = 0; part < size / 32; part++, q += 512, keys += 512) {

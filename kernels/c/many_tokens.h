@@ -82,50 +82,42 @@ static inline __attribute__((always_inline)) void multiply_as(const bf16 *x, con
         multiply(x, more, weights, begin, end, BF16, before);
 }
 
+// The tokens from `near` on that are multiplied with a pair of columns before the next pair. `sums` has room for all.
+static void multiply_near(const Product *product, Pair pair, const Weights *weights, i64 near, float *sums,
+                          Block *before) {
+    const Weight *weight = product->weight;
+    const i64 end = MIN(product->tokens, near + NEAR), steps = weight->in / 32, parts = (steps + DEPTH - 1) / DEPTH;
+    for (i64 part = 0; part < parts; part++) {
+        for (i64 token = near; token < end; token += 32) {
+            const bf16 *x = product->x + token * weight->in;
+            const int rows = (int)MIN(32, end - token), below = rows > 16;
+            float *block = sums + (parts > 1 ? (token - near) * 32 : 0);
+            if (part)
+                load_sums(block, below);
+            else
+                clear_sums();
+            multiply_as(x, below ? x + 16 * weight->in : NULL, weights, steps * part / parts,
+                        steps * (part + 1) / parts, token ? BF16 : weight->format, before);
+            store_sums(block, below);
+            if (part + 1 == parts) *before = (Block){product, block, pair, token, rows, 0};
+        }
+    }
+}
+
 static void product_task(void *job, i64 index, char *memory) {
     const Product *product = job;
     const Weight *weight = product->weight;
-    const i64 tokens = product->tokens, steps = weight->in / 32, parts = (steps + DEPTH - 1) / DEPTH;
+    const i64 tokens = product->tokens, kept = tokens > NEAR ? 64 * weight->in : 0;
     const i64 begin = product->pairs * index, end = MIN(begin + product->pairs, count_pairs(weight));
     float *sums = (float *)memory;
-    memory += NEAR * 32 * sizeof(float);
+    char *expanded = memory + NEAR * 32 * sizeof(float);
     Block before = {0};
     configure_rows((int)MIN(tokens, 16), (int)MIN(tokens, 32) - 16);
-    for (i64 near = 0; near < tokens; near += NEAR) {
+    for (i64 near = 0; near < tokens; near += NEAR)
         for (i64 i = begin; i < end; i++) {
             const Pair pair = pair_at(weight, i);
-            char *expanded = memory + (tokens > NEAR ? (i - begin) * 64 * weight->in : 0);
-            const Weights weights = weights_of(weight, pair, expanded);
-            for (i64 part = 0; part < parts; part++) {
-                for (i64 token = near; token < MIN(tokens, near + NEAR); token += 32) {
-                    const bf16 *x = product->x + token * weight->in;
-                    const int rows = (int)MIN(32, tokens - token);
-                    float *block = sums + (parts > 1 ? (token - near) * 32 : 0);
-                    if (part) {
-                        LOAD(0, block, 128);
-                        LOAD(1, block + 16, 128);
-                        if (rows > 16) {
-                            LOAD(2, block + 16 * 32, 128);
-                            LOAD(3, block + 16 * 32 + 16, 128);
-                        }
-                    } else {
-                        CLEAR(0);
-                        CLEAR(1);
-                        CLEAR(2);
-                        CLEAR(3);
-                    }
-                    multiply_as(x, rows > 16 ? x + 16 * weight->in : NULL, &weights, steps * part / parts,
-                                steps * (part + 1) / parts, token ? BF16 : weight->format, &before);
-                    STORE(0, block, 128);
-                    STORE(1, block + 16, 128);
-                    if (rows > 16) {
-                        STORE(2, block + 16 * 32, 128);
-                        STORE(3, block + 16 * 32 + 16, 128);
-                    }
-                    if (part + 1 == parts) before = (Block){product, block, pair, token, rows, 0};
-                }
-            }
+            const Weights weights = weights_of(weight, pair, expanded + (i - begin) * kept);
+            multiply_near(product, pair, &weights, near, sums, &before);
         }
-    }
     finish(&before, 32);
 }

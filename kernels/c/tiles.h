@@ -24,6 +24,30 @@ static void configure_rows(int first, int second) {
     configure(&tiles);
 }
 
+// The sums in tiles 0 to 3 as 32 by 32 numbers, tiles 2 and 3 being the 16 rows `below`.
+static inline void clear_sums(void) {
+    CLEAR(0);
+    CLEAR(1);
+    CLEAR(2);
+    CLEAR(3);
+}
+
+static inline void load_sums(const float *sums, int below) {
+    LOAD(0, sums, 128);
+    LOAD(1, sums + 16, 128);
+    if (!below) return;
+    LOAD(2, sums + 16 * 32, 128);
+    LOAD(3, sums + 16 * 32 + 16, 128);
+}
+
+static inline void store_sums(float *sums, int below) {
+    STORE(0, sums, 128);
+    STORE(1, sums + 16, 128);
+    if (!below) return;
+    STORE(2, sums + 16 * 32, 128);
+    STORE(3, sums + 16 * 32 + 16, 128);
+}
+
 static inline __m512 widen(__m256i x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }

@@ -14,7 +14,7 @@
 
 enum { BF16 = 0, INT8 = 1, INT4 = 2 };
 static const i64 BLOCK_BYTES[] = {1024, 64 + 512, 64 + 256};
-enum { NEXT = 1024, AFTER = 8192 };  // bytes ahead of what is read once: to the first and the second level of caches
+enum { NEXT = 1024, AFTER = 8192 };  // bytes ahead of what is read once, for the first and the second level of caches
 enum { NEAR = 128 };            // tokens that are multiplied with all of a task's weights before the next ones
 enum { DEPTH = 20 };            // tiles of inputs at a time: two of weights for each fit into the first level of caches
 enum { KEPT_BYTES = 1 << 20 };  // most of a thread's weights in bfloat16: half of the second level
