@@ -1,8 +1,8 @@
 // A decoder's operations in bfloat16 for x86-64 processors with AMX and AVX-512 BF16: what torch does in hundreds of
 // small operations a step, in a few. `native.py` builds this file, and says what each function's arguments are.
 //
-//   threads  tiles  weights  many_tokens  few_tokens  products       between       queries  softmax  attention
-//   of torch  AMX   what is multiplied, and how                      norms, turns  what of a context counts for whom
+//   threads  tiles  weights  many_tokens  few_tokens  products   between   queries  softmax  pages  attention
+//   of torch  AMX   what is multiplied, and how                  norms     what of a context counts for whom
 //
 // Names: T tokens of a step, H query heads, K key/value heads, D head size. A tile is 16 rows of 64 bytes. Products are
 // summed in float32 in the order of the inner dimension, whatever is computed beside them: a row's result does not
@@ -32,6 +32,7 @@ typedef int64_t i64;
 #include "c/between.h"
 #include "c/queries.h"
 #include "c/softmax.h"
+#include "c/pages.h"
 #include "c/attention.h"
 
 typedef struct {

@@ -22,7 +22,10 @@ from torch import Tensor
 SOURCE = Path(__file__).with_name("native.c")
 INCLUDED = "c/*.h"
 """What the source includes, beside it."""
-FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
+FEATURES = (
+    *("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512_vnni", "avx512_bf16"),
+    *("amx_tile", "amx_bf16"),
+)
 """What the processor must have, as Linux names it."""
 FLAGS = (
     *("-std=gnu11", "-O3", "-shared", "-fPIC", "-mfma"),

@@ -34,21 +34,22 @@ enum { RUN_TOKEN, RUN_COUNT, RUN_SLOT, RUN_POSITION, RUN_FIELDS };
 // A task: its first run, how many, and the tokens that their contexts share.
 enum { TASK_RUN, TASK_COUNT, TASK_SHARED, TASK_FIELDS };
 
-// A row is a query: those of the first head in the order of tokens, then those of the next. Behind the last there may
-// be lanes without one.
+// A row is a query: those of the first head in the order of tokens, then those of the next. Behind the last, or behind
+// those of each head, there may be lanes without one.
 typedef struct {
     const Attention *job;
     i64 head;            // the first
-    i64 each, rows;      // rows of a head, and of all
+    i64 each, units;     // lanes of a head, and units of all
     i64 most;            // heads in a unit, at most
     int32_t *tokens;     // [lanes] in the step
+    int32_t *numbers;    // the same: where they stand among those of all heads of the token
     int32_t *positions;  // the same
     int32_t *runs;       // the same: which of the task's; -1 for lanes without a row
     float *best;         // the same
     float *weights;      // the same
     bf16 *q;             // [units, most, D / 32] tiles: of each two numbers of a head, 16 queries in pairs
     float *sums;         // [units, most, D / 16] tiles: 16 lanes
-    bf16 *keys;          // [heads, SPAN / 16, D / 32] tiles: 16 tokens
+    bf16 *keys;          // [heads, SPAN / 16, D / 32] tiles: 16 tokens, where pages do not hold whole ones
     bf16 *values;        // [heads, SPAN / 32, D / 16] tiles: of each two tokens, 16 numbers in pairs
     float *scores;       // two units of [SPAN, LANES]
     bf16 *shares;        // [SPAN / 32] tiles: 16 lanes
@@ -58,20 +59,23 @@ typedef struct {
 static i64 first_head(const Queries *queries, i64 unit) { return unit * LANES / queries->each; }
 
 static i64 last_head(const Queries *queries, i64 unit) {
-    return (MIN((unit + 1) * LANES, queries->rows) - 1) / queries->each;
+    return MIN(((unit + 1) * LANES - 1) / queries->each, queries->job->together - 1);
 }
 
-static size_t lay_out(Queries *queries, char *memory, i64 each, i64 heads, i64 size) {
+// `rows` are those of a head. Each head begins a unit where that takes no more of them.
+static size_t lay_out(Queries *queries, char *memory, i64 rows) {
     size_t at = 0;
-    const i64 rows = each * heads, lanes = (rows + LANES - 1) / LANES * LANES;
-    queries->each = each;
-    queries->rows = rows;
+    const i64 heads = queries->job->together, size = queries->job->contexts->size;
+    const i64 apart = (rows + LANES - 1) / LANES, units = (rows * heads + LANES - 1) / LANES, lanes = units * LANES;
+    queries->units = units;
+    queries->each = apart * heads == units ? apart * LANES : rows;
     queries->most = 1;
-    for (i64 unit = 0; unit * LANES < rows; unit++)
+    for (i64 unit = 0; unit < units; unit++)
         queries->most = MAX(queries->most, last_head(queries, unit) - first_head(queries, unit) + 1);
     const i64 numbers = lanes * queries->most * size;
 #define PLACE(field, bytes) queries->field = (void *)(memory + at), at += ((size_t)(bytes) + 63) / 64 * 64
     PLACE(tokens, lanes * 4);
+    PLACE(numbers, lanes * 4);
     PLACE(positions, lanes * 4);
     PLACE(runs, lanes * 4);
     PLACE(best, lanes * 4);
@@ -134,44 +138,47 @@ static i64 rows_of(const Contexts *contexts, const int32_t *task) {
 }
 
 static void name_rows(const Queries *queries, const int32_t *runs, i64 count) {
-    const i64 group = group_of(queries->job->contexts), lanes = (queries->rows + LANES - 1) / LANES * LANES;
-    i64 row = 0;
-    for (i64 head = 0; head < queries->job->together; head++)
+    const Contexts *contexts = queries->job->contexts;
+    const i64 group = group_of(contexts), lanes = queries->units * LANES;
+    for (i64 row = 0; row < lanes; row++) {
+        queries->positions[row] = INT32_MAX;
+        queries->runs[row] = -1;
+        queries->best[row] = -1e30f;
+        queries->weights[row] = 0;
+    }
+    for (i64 head = 0; head < queries->job->together; head++) {
+        i64 row = head * queries->each;
         for (i64 i = 0; i < count; i++) {
             const int32_t *run = runs + i * RUN_FIELDS;
-            for (i64 j = 0; j < run[RUN_COUNT] * group; j++, row++) {
-                queries->tokens[row] = run[RUN_TOKEN] + (int32_t)(j / group);
-                queries->positions[row] = run[RUN_POSITION] + (int32_t)(j / group);
-                queries->runs[row] = (int32_t)i;
-            }
+            for (int32_t token = 0; token < run[RUN_COUNT]; token++)
+                for (i64 j = 0; j < group; j++, row++) {
+                    queries->tokens[row] = run[RUN_TOKEN] + token;
+                    queries->numbers[row] = (int32_t)(((queries->head + head) * group + j) * contexts->size);
+                    queries->positions[row] = run[RUN_POSITION] + token;
+                    queries->runs[row] = (int32_t)i;
+                }
         }
-    for (; row < lanes; row++) queries->positions[row] = INT32_MAX, queries->runs[row] = -1;
-    for (row = 0; row < lanes; row++) queries->best[row] = -1e30f, queries->weights[row] = 0;
-}
-
-// Where a row's numbers stand among those of all heads of its token.
-static i64 at_row(const Queries *queries, i64 row) {
-    const i64 group = group_of(queries->job->contexts), head = queries->head + row / queries->each;
-    return (head * group + row % queries->each % group) * queries->job->contexts->size;
+    }
 }
 
 static void copy_queries(const Queries *queries) {
     const Attention *job = queries->job;
     const i64 size = job->contexts->size, width = job->contexts->heads * size;
-    for (i64 unit = 0; unit * LANES < queries->rows; unit++)
-        for (i64 head = first_head(queries, unit); head <= last_head(queries, unit); head++)
+    for (i64 unit = 0; unit < queries->units; unit++)
+        for (i64 head = first_head(queries, unit); head <= last_head(queries, unit); head++) {
+            const i64 begin = head * queries->each, end = begin + queries->each;
             for (i64 part = 0; part < size / 32; part++) {
                 __m512i lanes[LANES];
-                for (i64 lane = 0; lane < LANES; lane++) {
-                    const i64 row = unit * LANES + lane;
-                    const bf16 *from = job->q + queries->tokens[row] * width + at_row(queries, row) + 32 * part;
-                    const int is_there = row < queries->rows && row / queries->each == head;
+                for (i64 lane = 0, row = unit * LANES; lane < LANES; lane++, row++) {
+                    const int is_there = row >= begin && row < end && queries->runs[row] >= 0;
+                    const bf16 *from = job->q + queries->tokens[row] * width + queries->numbers[row] + 32 * part;
                     lanes[lane] = is_there ? _mm512_loadu_si512(from) : _mm512_setzero_si512();
                 }
                 transpose(lanes);
                 bf16 *out = q_of(queries, unit, head) + part * 512;
                 for (i64 i = 0; i < LANES; i++) _mm512_store_si512(out + 32 * i, lanes[i]);
             }
+        }
 }
 
 static void copy_results(const Queries *queries) {
@@ -180,15 +187,17 @@ static void copy_results(const Queries *queries) {
     // Fours of a value's numbers go to one tile and the other in turn.
     const __m512i first = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
     const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
-    for (i64 row = 0; row < queries->rows; row++) {
-        const __m512 weight = _mm512_set1_ps(queries->weights[row]);
-        const float *sums = sums_of(queries, row / LANES, row / queries->each) + row % LANES * 16;
-        const i64 token = queries->tokens[row];
-        for (i64 d = 0, at = at_row(queries, row); d < size; d += 32, at += 32) {
-            const __m512 low = _mm512_load_ps(sums + d * LANES), high = _mm512_load_ps(sums + (d + 16) * LANES);
-            bf16 *out = job->out + (job->form == ROWS ? token * width + at : tile_place(token, at, width));
-            store_bf16(out, _mm512_div_ps(_mm512_permutex2var_ps(low, first, high), weight));
-            store_bf16(out + 16, _mm512_div_ps(_mm512_permutex2var_ps(low, second, high), weight));
+    for (i64 head = 0; head < job->together; head++)
+        for (i64 row = head * queries->each; row < (head + 1) * queries->each; row++) {
+            if (queries->runs[row] < 0) continue;
+            const __m512 factor = _mm512_set1_ps(1.0f / queries->weights[row]);
+            const float *sums = sums_of(queries, row / LANES, head) + row % LANES * 16;
+            const i64 token = queries->tokens[row];
+            for (i64 d = 0, at = queries->numbers[row]; d < size; d += 32, at += 32) {
+                const __m512 low = _mm512_load_ps(sums + d * LANES), high = _mm512_load_ps(sums + (d + 16) * LANES);
+                bf16 *out = job->out + (job->form == ROWS ? token * width + at : tile_place(token, at, width));
+                store_bf16(out, _mm512_mul_ps(_mm512_permutex2var_ps(low, first, high), factor));
+                store_bf16(out + 16, _mm512_mul_ps(_mm512_permutex2var_ps(low, second, high), factor));
+            }
         }
-    }
 }

@@ -1,19 +1,5 @@
 // From scores to weights.
 
-// Two to the power of x, to 1e-4 of it, which is a twentieth of what rounding to bfloat16 does. What is below -126
-// counts as that.
-static inline __m512 power_of_two(__m512 x) {
-    const __m512 shift = _mm512_set1_ps(12582912.0f);  // behind which there are only whole numbers
-    x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);
-    const __m512 whole = _mm512_add_ps(x, shift), f = _mm512_sub_ps(x, _mm512_sub_ps(whole, shift));
-    __m512 p = _mm512_set1_ps(5.500893e-2f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.422110e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.932829e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-    return _mm512_castsi512_ps(
-        _mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(whole), 23)));
-}
-
 // The tokens of a span that the lanes of a unit see, counted from its begin: none where the last is before the first.
 typedef struct {
     __m512i first, last;
@@ -52,7 +38,7 @@ static inline int sees_any(Sight sight) {
 // Raises the best scores of some lanes, and makes what they have so far relative to them.
 static __m512 raise(const Queries *queries, i64 unit, __mmask16 lanes, __m512 best, __m512 raised) {
     float ALIGNED shrink[LANES];
-    const __m512 factor = power_of_two(_mm512_sub_ps(best, raised));
+    const __m512 factor = exponential(_mm512_mul_ps(_mm512_sub_ps(best, raised), _mm512_set1_ps(0.6931472f)));
     _mm512_store_ps(shrink, factor);
     for (i64 head = first_head(queries, unit); head <= last_head(queries, unit); head++) {
         float *sums = sums_of(queries, unit, head);
@@ -75,6 +61,7 @@ static inline __attribute__((always_inline)) __m512 greatest_of(const float *sco
                                                                 int hidden) {
     __m512 most[4];
     for (int i = 0; i < 4; i++) most[i] = _mm512_set1_ps(-INFINITY);
+#pragma GCC unroll 32
     for (i64 i = 0; i < 32; i++) {
         const __m512 score = _mm512_load_ps(scores + LANES * i);
         most[i % 4] = hidden ? _mm512_mask_max_ps(most[i % 4], sees(sight, token + i), most[i % 4], score)
@@ -83,21 +70,50 @@ static inline __attribute__((always_inline)) __m512 greatest_of(const float *sco
     return _mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3]));
 }
 
-// Weights of 32 tokens as a tile, and their sums.
-static inline __attribute__((always_inline)) __m512 share(const float *scores, __m512 factor, __m512 best, i64 token,
-                                                          Sight sight, int hidden, bf16 *out) {
-    __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+// Two to the power of x in bfloat16, to half a bit of its last place more than by rounding: exponent and fraction of
+// 127 + x in 128ths are the number already, but that 2^f lies below the line from 1 to 2. Twice 16 bits are computed
+// at a time, those of tokens with even indices in the lower halves of lanes: a lane is a pair as it is multiplied.
+static const uint8_t ALIGNED below_line[128] = {
+    0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 6, 7, 7, 7, 7, 7, 8, 8, 8, 8, 8, 8, 9,
+    9, 9, 9, 9, 9, 9, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 11, 11, 11, 11, 11, 11, 11, 11, 11, 11, 11, 11, 11, 11,
+    11, 11, 11, 11, 11, 11, 11, 11, 11, 11, 11, 11, 11, 11, 10, 10, 10, 10, 10, 10, 10, 10, 10, 9, 9, 9, 9, 9, 9, 9,
+    8, 8, 8, 8, 8, 7, 7, 7, 7, 7, 6, 6, 6, 6, 5, 5, 5, 4, 4, 4, 3, 3, 3, 3, 2, 2, 1, 1, 1, 0,
+};
+
+// What scores are multiplied with and what is added, for tokens with even and odd indices.
+typedef struct {
+    __m512 factor[2], offset[2];
+} Scale;
+
+static Scale scale_of(__m512 factor, __m512 best) {
+    const __m512 even = _mm512_set1_ps(128.0f), odd = _mm512_set1_ps(128.0f * 65536);
+    const __m512 offset = _mm512_sub_ps(_mm512_set1_ps(127.0f), best);
+    const __m512 half = _mm512_set1_ps(32768.0f);  // what is below the upper half is cut off
+    return (Scale){
+        {_mm512_mul_ps(factor, even), _mm512_mul_ps(factor, odd)},
+        {_mm512_mul_ps(offset, even), _mm512_fmadd_ps(offset, odd, half)},
+    };
+}
+
+// Weights of 32 tokens as a tile; the sums of weights with them.
+static inline __attribute__((always_inline)) __m512 share(const float *scores, const Scale *scale, i64 token,
+                                                          Sight sight, int hidden, bf16 *out, __m512 weight) {
+    const __m512i low = _mm512_load_si512(below_line), high = _mm512_load_si512(below_line + 64);
+    const __m512i ones = _mm512_set1_epi16(0x3f80);
+    __m512 sum[2] = {weight, _mm512_setzero_ps()};
     __m512i shares[16];
     for (i64 i = 0; i < 16; i++) {
-        __m512 even = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + LANES * 2 * i), factor, best));
-        __m512 odd = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + LANES * (2 * i + 1)), factor, best));
-        if (hidden) {
-            even = _mm512_maskz_mov_ps(sees(sight, token + 2 * i), even);
-            odd = _mm512_maskz_mov_ps(sees(sight, token + 2 * i + 1), odd);
+        __m512i half[2];
+        for (i64 odd = 0; odd < 2; odd++) {
+            const __m512 score = _mm512_load_ps(scores + LANES * (2 * i + odd));
+            const __mmask16 seen = hidden ? sees(sight, token + 2 * i + odd) : 0xffff;
+            const __m512 scaled = _mm512_fmadd_ps(score, scale->factor[odd], scale->offset[odd]);
+            half[odd] = _mm512_cvtps_epi32(_mm512_maskz_max_ps(seen, scaled, _mm512_setzero_ps()));
         }
-        sum[0] = _mm512_add_ps(sum[0], even);
-        sum[1] = _mm512_add_ps(sum[1], odd);
-        shares[i] = pairs(even, odd);
+        const __m512i line = _mm512_mask_mov_epi16(half[1], 0x55555555, half[0]);
+        const __m512i below = _mm512_maskz_permutex2var_epi8(0x5555555555555555, low, line, high);
+        shares[i] = _mm512_sub_epi16(line, below);
+        sum[i % 2] = _mm512_dpbf16_ps(sum[i % 2], (__m512bh)shares[i], (__m512bh)ones);
     }
     transpose(shares);
     for (i64 i = 0; i < 16; i++) _mm512_store_si512(out + 32 * i, shares[i]);
@@ -117,13 +133,13 @@ static void weigh(const Queries *queries, i64 unit, i64 tokens, const float *sco
     __m512 best = _mm512_load_ps(queries->best + LANES * unit);
     const __mmask16 above = _mm512_cmp_ps_mask(greatest, _mm512_add_ps(best, _mm512_set1_ps(8.0f)), _CMP_GT_OQ);
     if (above) best = raise(queries, unit, above, best, _mm512_mask_mov_ps(best, above, greatest));
+    const Scale scale = scale_of(factor, best);
     __m512 weight = _mm512_load_ps(queries->weights + LANES * unit);
     for (i64 token = 0; token < tokens; token += 32) {
         const float *from = scores + LANES * token;
         bf16 *to = queries->shares + LANES * token;
-        weight = _mm512_add_ps(weight, sees_all(sight, token, token + 32)
-                                           ? share(from, factor, best, token, sight, 0, to)
-                                           : share(from, factor, best, token, sight, 1, to));
+        weight = sees_all(sight, token, token + 32) ? share(from, &scale, token, sight, 0, to, weight)
+                                                    : share(from, &scale, token, sight, 1, to, weight);
     }
     _mm512_store_ps(queries->weights + LANES * unit, weight);
 }

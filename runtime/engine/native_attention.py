@@ -14,11 +14,11 @@ from treadle.runtime.engine.sharing import SharedPrefix
 from treadle.runtime.engine.state import DeviceState
 from treadle.scheduler import Row
 
-MOST_TOKENS = 64
+MOST_TOKENS = 128
 """Of a prompt, in one task: enough that fetching the context for them costs little, and few enough that there is work
 for every thread."""
 MOST_ROWS = 16
-"""Of a group that shares a prefix, in one task: the same holds."""
+"""Of a group that shares a prefix, in one task: the same holds. Fewer, where threads would have nothing to do."""
 
 
 class NativeAttention:
@@ -36,7 +36,7 @@ class NativeAttention:
         self._window = window
         self.positions, self.places = layout.positions, layout.places
         assert window is None or not sharing
-        runs, tasks = work(rows, sharing, state.page_size)
+        runs, tasks = work(rows, sharing, state.page_size, torch.get_num_threads())
         self._runs = torch.tensor(runs, dtype=torch.int32)
         self._tasks = torch.tensor(tasks, dtype=torch.int32)
 
@@ -45,8 +45,14 @@ class NativeAttention:
         return layers(x, angles, state.kv, self.places, state.page_table, self._runs, self._tasks, self._window)
 
 
+def rows_of_task(num_rows: int, num_threads: int) -> int:
+    """How many rows of a group are a task: as many tasks as threads, or more, but none of a single row."""
+    num_tasks = max(-(-num_rows // MOST_ROWS), min(num_threads, num_rows // 2))
+    return -(-num_rows // num_tasks)
+
+
 def work(
-    rows: Sequence[Row], sharing: Sequence[SharedPrefix], page_size: int
+    rows: Sequence[Row], sharing: Sequence[SharedPrefix], page_size: int, num_threads: int
 ) -> tuple[list[tuple[int, int, int, int]], list[tuple[int, int, int]]]:
     """Runs and tasks as `Contexts.of` takes them, the largest tasks first. Rows that share are next to each other."""
     runs: list[tuple[int, int, int, int]] = []
@@ -58,7 +64,7 @@ def work(
         group = shared.get(index)
         for start in range(row.start, row.end, MOST_TOKENS):
             count = min(MOST_TOKENS, row.end - start)
-            if group is not None and (index - group.rows[0]) % MOST_ROWS:
+            if group is not None and (index - group.rows[0]) % rows_of_task(len(group.rows), num_threads):
                 first, num_runs, tokens = tasks[-1]
                 tasks[-1] = first, num_runs + 1, tokens
             else:

@@ -9,7 +9,7 @@ from support.engines import GREEDY, Bench, checkpoint
 
 from treadle.runtime.engine.config import EngineConfig
 from treadle.runtime.engine.native import find_native
-from treadle.runtime.engine.native_attention import MOST_ROWS, MOST_TOKENS, work
+from treadle.runtime.engine.native_attention import MOST_ROWS, MOST_TOKENS, rows_of_task, work
 from treadle.runtime.engine.sharing import SharedPrefix
 from treadle.runtime.models.weights import WeightReader
 from treadle.scheduler import Row
@@ -105,18 +105,27 @@ def rows(*spans):
 
 class TestWork:
     def test_a_row_with_one_token_is_a_task_and_the_longest_is_first(self):
-        runs, tasks = work(rows((5, 1), (90, 1), (0, 3)), [], 16)
+        runs, tasks = work(rows((5, 1), (90, 1), (0, 3)), [], 16, 2)
         assert runs == [(0, 1, 0, 5), (1, 1, 1, 90), (2, 3, 2, 0)]
         assert tasks == [(1, 1, 0), (2, 1, 0), (0, 1, 0)]
 
     def test_a_prompt_is_cut_into_pieces(self):
-        runs, tasks = work(rows((10, 2 * MOST_TOKENS + 5)), [], 16)
-        assert runs == [(i * MOST_TOKENS, count, 0, 10 + i * MOST_TOKENS) for i, count in enumerate((64, 64, 5))]
+        runs, tasks = work(rows((10, 2 * MOST_TOKENS + 5)), [], 16, 2)
+        assert runs == [
+            (i * MOST_TOKENS, count, 0, 10 + i * MOST_TOKENS) for i, count in enumerate((MOST_TOKENS, MOST_TOKENS, 5))
+        ]
         assert sorted(tasks) == [(0, 1, 0), (1, 1, 0), (2, 1, 0)]
 
     def test_rows_that_share_are_tasks_together_up_to_whole_spans(self):
-        many = rows(*[(200 + i, 1) for i in range(MOST_ROWS + 3)], (7, 1))
-        group = SharedPrefix(tuple(range(MOST_ROWS + 3)), num_pages=9)
-        runs, tasks = work(many, [group], 16)
-        assert len(runs) == MOST_ROWS + 4
-        assert sorted(tasks) == [(0, MOST_ROWS, 128), (MOST_ROWS, 3, 128), (MOST_ROWS + 3, 1, 0)]
+        many = rows(*[(200 + i, 1) for i in range(5)], (7, 1))
+        runs, tasks = work(many, [SharedPrefix(tuple(range(5)), num_pages=9)], 16, 2)
+        assert len(runs) == 6
+        assert sorted(tasks) == [(0, 3, 128), (3, 2, 128), (5, 1, 0)]
+
+    @pytest.mark.parametrize(("num_rows", "num_threads", "expected"), [(8, 1, 8), (8, 2, 4), (3, 8, 3), (6, 8, 2)])
+    def test_a_small_group_gives_each_thread_a_task_of_two_rows_or_more(self, num_rows, num_threads, expected):
+        assert rows_of_task(num_rows, num_threads) == expected
+
+    @pytest.mark.parametrize("num_rows", range(2, 100))
+    def test_no_task_has_too_many_rows(self, num_rows):
+        assert rows_of_task(num_rows, 4) <= MOST_ROWS
