@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 GREEDY_UP_TO = 1e-5
 """Temperatures up to this mean greedy: dividing by them would overflow."""
+ARGMAX_BLOCK = 256
+"""Logits among which a maximum is looked for at a time."""
 
 
 def choose(
@@ -39,8 +43,8 @@ def choose(
         masked = (mask_rows >= 0).nonzero().flatten()
         logits[masked] = apply_bitmask(logits[masked], bitmasks[mask_rows[masked]])
     # The argmax of a row with a NaN is the NaN: looking at the best logit is looking at all of them.
-    best, tokens = logits.max(-1)
-    finite = best.isfinite()
+    tokens = argmax(logits)
+    finite = logits.gather(-1, tokens[:, None])[:, 0].isfinite()
     noisy = (temperatures > GREEDY_UP_TO).nonzero().flatten()
     if len(noisy):
         logits = logits[noisy] / temperatures[noisy, None]
@@ -55,6 +59,19 @@ def choose(
         noise = gumbel_noise(seeds[noisy], positions[noisy], logits.shape[-1])
         tokens[noisy] = noise.add_(logits).argmax(-1)
     return tokens.masked_fill_(~finite, -1)
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """The index of the largest of each row of `[R, V]`, or of its first NaN.
+
+    On a processor torch finds maxima four times as fast as where they are: that is looked for in one block of each row.
+    """
+    size = math.gcd(logits.shape[-1], ARGMAX_BLOCK)
+    if not logits.is_cpu or size < ARGMAX_BLOCK // 16:
+        return logits.argmax(-1)
+    blocks = logits.reshape(len(logits), -1, size)
+    best = blocks.amax(-1).argmax(-1)
+    return best * size + blocks[torch.arange(len(blocks)), best].argmax(-1)
 
 
 def penalize(

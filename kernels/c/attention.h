@@ -2,11 +2,12 @@
 
 // Scores of the keys of a span with a unit.
 static void score(const Queries *queries, i64 unit, const Keys *keys, float *scores) {
-    const i64 size = queries->job->contexts->size, stride = 2 * keys->stride;
+    const Contexts *contexts = queries->job->contexts;
+    const i64 size = contexts->size, stride = contexts->kv_heads * size * (i64)sizeof(bf16);
     clear_sums();
     for (i64 head = first_head(queries, unit); head <= last_head(queries, unit); head++) {
         const bf16 *q = q_of(queries, unit, head);
-        for (i64 part = 0, at = head * keys->head; part < size / 32; part++, q += 512, at += keys->part) {
+        for (i64 at = head * size; at < (head + 1) * size; at += 32, q += 512) {
             LOAD(4, q, 64);
             LOAD(5, keys->tiles[0] + at, stride);
             MULTIPLY_ADD(0, 5, 4);

@@ -43,35 +43,31 @@ static void find_places(const Attention *job, i64 head, Stretch stretch, Places 
     }
 }
 
-static inline __m512i row_at(const bf16 *rows, i64 place) {
-    return place < 0 ? _mm512_setzero_si512() : _mm512_loadu_si512(rows + place);
-}
-
-// The keys of a span for the first head: tiles where they lie, or in `queries->keys`. Of 16 tokens the first is there.
+// Where tiles of the first head's keys begin, 16 tokens each: in the pages, if one holds them all, or in `queries->keys`,
+// whose rows are like those of pages. What is behind the last token is not read: memory that nobody has written yet
+// would be given out twice, to be read and to be written.
 typedef struct {
     const bf16 *tiles[SPAN / 16];
-    i64 stride, head, part;  // between tokens, heads and parts of 32 numbers, in numbers
 } Keys;
 
 static Keys find_keys(const Queries *queries, const Places *places) {
     const Attention *job = queries->job;
     const Contexts *contexts = job->contexts;
-    const i64 size = contexts->size;
-    if (contexts->page_size % 16 == 0) {
-        Keys keys = {{0}, contexts->kv_heads * size, size, 32};
-        for (i64 i = 0; i < SPAN / 16; i++)
-            keys.tiles[i] = job->keys + places->at[places->at[16 * i] < 0 ? 0 : 16 * i];
-        return keys;
-    }
-    Keys keys = {{0}, 32, SPAN * size, 512};
-    for (i64 i = 0; i < SPAN / 16; i++) keys.tiles[i] = queries->keys + 16 * i * size;
-    for (i64 token = 0; token < SPAN; token++) {
-        bf16 *key = queries->keys + token / 16 * size * 16 + token % 16 * 32;
-        for (i64 head = 0; head < job->together; head++, key += (SPAN - 16) * size)
-            for (i64 at = head * size; at < (head + 1) * size; at += 32, key += 512)
-                _mm512_store_si512(key, row_at(job->keys + at, places->at[token]));
+    const i64 row = contexts->kv_heads * contexts->size;
+    Keys keys;
+    for (i64 i = 0; i < SPAN; i += 16) {
+        bf16 *copy = queries->keys + i * row;
+        const int is_whole = contexts->page_size % 16 == 0 && places->at[i + 15] >= 0;
+        keys.tiles[i / 16] = is_whole ? job->keys + places->at[i] : copy;
+        if (is_whole) continue;
+        for (i64 token = i; token < i + 16 && places->at[token] >= 0; token++, copy += row)
+            memcpy(copy, job->keys + places->at[token], (size_t)(job->together * contexts->size) * sizeof(bf16));
     }
     return keys;
+}
+
+static inline __m512i row_at(const bf16 *rows, i64 place) {
+    return place < 0 ? _mm512_setzero_si512() : _mm512_loadu_si512(rows + place);
 }
 
 // Brings values of a span into tiles, those behind the last token as zeros. Memory is asked for the next span.

@@ -49,7 +49,7 @@ typedef struct {
     float *weights;      // the same
     bf16 *q;             // [units, most, D / 32] tiles: of each two numbers of a head, 16 queries in pairs
     float *sums;         // [units, most, D / 16] tiles: 16 lanes
-    bf16 *keys;          // [heads, SPAN / 16, D / 32] tiles: 16 tokens, where pages do not hold whole ones
+    bf16 *keys;          // [SPAN, K, D], of tokens that do not fill a tile in a page
     bf16 *values;        // [heads, SPAN / 32, D / 16] tiles: of each two tokens, 16 numbers in pairs
     float *scores;       // two units of [SPAN, LANES]
     bf16 *shares;        // [SPAN / 32] tiles: 16 lanes
@@ -82,7 +82,7 @@ static size_t lay_out(Queries *queries, char *memory, i64 rows) {
     PLACE(weights, lanes * 4);
     PLACE(q, numbers * 2);
     PLACE(sums, numbers * 4);
-    PLACE(keys, heads * SPAN * size * 2);
+    PLACE(keys, SPAN * queries->job->contexts->kv_heads * size * 2);
     PLACE(values, heads * SPAN * size * 2);
     PLACE(scores, 2 * SPAN * LANES * 4);
     PLACE(shares, SPAN * LANES * 2);

@@ -29,11 +29,13 @@ class SharedPrefix:
 
 def find_sharing(rows: Sequence[Row], tables: NDArray[np.int64], page_size: int) -> list[SharedPrefix]:
     """Groups of rows with one token each. `tables` are the pages of each slot, `[slots, max_pages]`."""
-    if len(rows) < 2:
+    slots = [row.slot for row in rows]
+    # Who shares a page shares the first.
+    if len(np.unique(tables[slots, 0])) == len(rows):
         return []
     # The page of a row's newest token is its own.
     counts = [row.start // page_size for row in rows]
-    own = tables[[row.slot for row in rows], : max(counts)]
+    own = tables[slots, : max(counts)]
     return shared_prefixes(own, counts, -(-LEAST_SAVED // page_size))
 
 
