@@ -37,3 +37,8 @@ def test_one_token_that_is_allowed_is_found(width):
 def test_rows_need_not_lie_side_by_side():
     logits = torch.randn(512, 8, generator=torch.Generator().manual_seed(1)).t()
     assert torch.equal(argmax(logits), logits.contiguous().argmax(-1))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_there_may_be_no_rows(width):
+    assert argmax(torch.empty(0, width)).shape == (0,)
