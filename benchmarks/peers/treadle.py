@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 from peers.serving import Settings, serve
 
 from treadle.runtime.engine.build import build_engine
 from treadle.runtime.engine.config import EngineConfig, torch_dtype
 from treadle.runtime.loading import open_model
+from treadle.runtime.models.load import open_checkpoint
 from treadle.scheduler import CallFinished, Command, EndProgram, OpenProgram, SamplingParams, SubmitCall, TokensOut
 
 GREEDY = SamplingParams(temperature=0)
@@ -20,8 +22,9 @@ class TreadleEngine:
     """Every conversation is a program, whose calls extend one another."""
 
     def __init__(self, settings: Settings) -> None:
-        # Text is not compared, so no tokenizer is made of what the checkpoint holds.
-        checkpoint, _ = open_model(settings.model, pull=False)
+        # Text is not compared, so no tokenizer is made of what the checkpoint holds, as none is by vLLM.
+        path = Path(settings.model)
+        checkpoint = open_checkpoint(path) if path.exists() else open_model(settings.model, pull=False)[0]
         max_context = min(settings.max_context, checkpoint.config.max_context)
         config = EngineConfig(
             dtype=settings.dtype,  # type: ignore[arg-type]

@@ -119,12 +119,13 @@ static void attention_task(void *shared, i64 index, char *memory) {
 
 static int attend_all(const Contexts *contexts, const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out,
                       int form) {
-    // Key/value heads of a token lie side by side: a thread reads them all, if that leaves enough to do for the others.
+    // Key/value heads of a token lie side by side. A thread reads them all for few queries, if no other waits for it
+    // then; for many, those of a head stay in the first level of caches.
     i64 rows = 0;
     for (i64 i = 0; i < contexts->num_tasks; i++) rows += rows_of(contexts, contexts->tasks + i * TASK_FIELDS);
     const int few = rows < 3 * LANES * contexts->num_tasks;
-    const int balanced = contexts->num_tasks % max_threads() == 0 || contexts->num_tasks >= 4 * max_threads();
-    const int all = few && balanced && contexts->kv_heads <= MOST_TOGETHER;
+    const int even = contexts->num_tasks % max_threads() == 0 || contexts->num_tasks >= 4 * max_threads();
+    const int all = few && even && contexts->kv_heads <= MOST_TOGETHER;
     Attention job = {q, keys, values, out, contexts, all ? contexts->kv_heads : 1, form};
     Queries queries = {.job = &job};
     size_t most = 0;

@@ -1,6 +1,7 @@
 // Products, however many tokens there are.
 
-// The pairs of a task: for a few tokens those of a thread in four parts; for many in three or more, as many for each.
+// The pairs of a task: a quarter of a thread's; where there are many tokens up to a third, so that no thread has more
+// of them than it must.
 static i64 pairs_of_task(const Weight *weight, i64 tokens) {
     const i64 pairs = count_pairs(weight), threads = max_threads(), kept = KEPT_BYTES / (64 * weight->in);
     if (tokens <= NEAR) return MAX(1, MIN(pairs / (4 * threads), kept));
