@@ -141,6 +141,7 @@ static void name_rows(const Queries *queries, const int32_t *runs, i64 count) {
     const Contexts *contexts = queries->job->contexts;
     const i64 group = group_of(contexts), lanes = queries->units * LANES;
     for (i64 row = 0; row < lanes; row++) {
+        queries->tokens[row] = queries->numbers[row] = 0;
         queries->positions[row] = INT32_MAX;
         queries->runs[row] = -1;
         queries->best[row] = -1e30f;

@@ -70,9 +70,9 @@ static inline __attribute__((always_inline)) __m512 greatest_of(const float *sco
     return _mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3]));
 }
 
-// Two to the power of x in bfloat16, to half a bit of its last place more than by rounding: exponent and fraction of
-// 127 + x in 128ths are the number already, but that 2^f lies below the line from 1 to 2. Twice 16 bits are computed
-// at a time, those of tokens with even indices in the lower halves of lanes: a lane is a pair as it is multiplied.
+// Two to the power of x in bfloat16, at most half of its last place further off than if it were rounded: 127 + x in
+// 128ths has the bits of that number already, but that 2^f lies below the line from 1 to 2. Two are computed at a
+// time, those of tokens with even indices in the lower halves of lanes: a lane is a pair as it is multiplied.
 static const uint8_t ALIGNED below_line[128] = {
     0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 6, 7, 7, 7, 7, 7, 8, 8, 8, 8, 8, 8, 9,
     9, 9, 9, 9, 9, 9, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 11, 11, 11, 11, 11, 11, 11, 11, 11, 11, 11, 11, 11, 11,
