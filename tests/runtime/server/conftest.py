@@ -17,14 +17,21 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def smollm2():
-    """A server of the real model, for what must make sense. With full weights a token is the same in any batch."""
-    with served(partial(smollm2_engine, weights="full")) as server:
+    """A server of the real model, for what must make sense."""
+    with served(smollm2_engine) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def smollm2_url(smollm2):
     return smollm2.url
+
+
+@pytest.fixture(scope="session")
+def exact_smollm2_url():
+    """The real model with full weights: a token is the same whatever is computed beside it or was kept before."""
+    with served(partial(smollm2_engine, weights="full")) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="session")

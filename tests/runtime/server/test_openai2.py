@@ -35,19 +35,26 @@ def old_python(request) -> Path:
 
 
 @pytest.mark.parametrize("name", ["test_openai.py", "test_responses.py"])
-def test_openai_2_passes_the_tests_of_openai_3(old_python, smollm2_url, tmp_path, name):
+def test_openai_2_passes_the_tests_of_openai_3(old_python, smollm2_url, exact_smollm2_url, tmp_path, name):
     (tmp_path / name).write_text((HERE / name).read_text())
     (tmp_path / "conftest.py").write_text(
         "import os, pytest\n\n\n"
         "@pytest.fixture(scope='session')\n"
         "def smollm2_url():\n"
-        "    return os.environ['TREADLE_TEST_URL']\n"
+        "    return os.environ['TREADLE_TEST_URL']\n\n\n"
+        "@pytest.fixture(scope='session')\n"
+        "def exact_smollm2_url():\n"
+        "    return os.environ['TREADLE_TEST_EXACT_URL']\n"
     )
     (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\n")
     done = subprocess.run(
         [str(old_python), "-m", "pytest", "-q", "-p", "no:cacheprovider", name],
         cwd=tmp_path,
-        env={"PATH": os.environ["PATH"], "TREADLE_TEST_URL": smollm2_url},
+        env={
+            "PATH": os.environ["PATH"],
+            "TREADLE_TEST_URL": smollm2_url,
+            "TREADLE_TEST_EXACT_URL": exact_smollm2_url,
+        },
         capture_output=True,
         text=True,
         timeout=TEST_S,
