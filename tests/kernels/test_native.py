@@ -184,6 +184,8 @@ def test_heads_are_normed_turned_and_written(shape, with_norms, tokens):
 
 ROWS = [(0, 1, 0), (1, 1, 17), (2, 1, 63), (3, 1, 64), (4, 40, 0), (5, 40, 30), (6, 70, 100), (7, 1, 300)]
 """Slot, tokens, position of the first."""
+PAGED = [*HEADS, Shape(2, 3, 64, 4)]
+"""The last has pages that hold no whole tile."""
 
 
 def table(shape, slots=8, pages=40):
@@ -213,7 +215,7 @@ def attention_of(q, cache, pages, shape, slot, start, count, window):
     return reference.prefill_attention(q.double(), cache.double(), places, mask)
 
 
-@pytest.mark.parametrize("shape", HEADS, ids=str)
+@pytest.mark.parametrize("shape", PAGED, ids=str)
 @pytest.mark.parametrize("window", [None, 1, 20, 100])
 def test_attention_of_rows_of_every_kind(shape, window):
     pages, num_pages = table(shape)
@@ -240,6 +242,24 @@ def test_a_token_does_not_depend_on_those_computed_with_it(window):
     assert torch.equal(out, native_parts.attention(NATIVE, q, cache, pages, *apart, window))
 
 
+@pytest.mark.parametrize("shape", PAGED, ids=str)
+@pytest.mark.parametrize("rows", [ROWS, [(0, 1, 0), (2, 1, 63), (7, 1, 300)], [(6, 70, 100)]], ids=len)
+def test_threads_share_the_work_and_change_nothing(shape, rows):
+    pages, num_pages = table(shape)
+    cache = random(2, num_pages, shape.page_size, shape.kv_heads, shape.size).bfloat16()
+    runs, tasks, tokens = runs_and_tasks(rows)
+    q = random(tokens, shape.heads, shape.size).bfloat16()
+    before = torch.get_num_threads()
+    try:
+        outs = []
+        for num_threads in (1, 2, 5):
+            torch.set_num_threads(num_threads)
+            outs.append(native_parts.attention(NATIVE, q, cache, pages, runs, tasks, None))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2])
+
+
 def test_only_a_rows_own_context_reaches_it():
     shape = HEADS[0]
     pages, num_pages = table(shape)
@@ -256,7 +276,7 @@ def test_only_a_rows_own_context_reaches_it():
 
 
 @pytest.mark.parametrize("shared", [64, 128, 256])
-@pytest.mark.parametrize("shape", HEADS, ids=str)
+@pytest.mark.parametrize("shape", PAGED, ids=str)
 def test_rows_that_share_a_prefix_get_what_they_would_get_alone(shape, shared):
     pages, num_pages = table(shape)
     pages[:, : shared // shape.page_size] = pages[0, : shared // shape.page_size]
