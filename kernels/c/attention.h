@@ -117,16 +117,20 @@ static void attention_task(void *shared, i64 index, char *memory) {
     copy_results(&queries);
 }
 
+// Key/value heads of a token lie side by side. A thread reads them all for few queries, if no other waits for it then;
+// for many, those of a head stay in the first level of caches.
+static i64 heads_of_task(const Contexts *contexts) {
+    const i64 tasks = contexts->num_tasks, threads = max_threads();
+    i64 rows = 0;
+    for (i64 i = 0; i < tasks; i++) rows += rows_of(contexts, contexts->tasks + i * TASK_FIELDS);
+    const int few = rows < 3 * LANES * tasks && contexts->kv_heads <= MOST_TOGETHER;
+    const int even = tasks % threads == 0 || tasks >= 4 * threads;
+    return few && even ? contexts->kv_heads : 1;
+}
+
 static int attend_all(const Contexts *contexts, const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out,
                       int form) {
-    // Key/value heads of a token lie side by side. A thread reads them all for few queries, if no other waits for it
-    // then; for many, those of a head stay in the first level of caches.
-    i64 rows = 0;
-    for (i64 i = 0; i < contexts->num_tasks; i++) rows += rows_of(contexts, contexts->tasks + i * TASK_FIELDS);
-    const int few = rows < 3 * LANES * contexts->num_tasks;
-    const int even = contexts->num_tasks % max_threads() == 0 || contexts->num_tasks >= 4 * max_threads();
-    const int all = few && even && contexts->kv_heads <= MOST_TOGETHER;
-    Attention job = {q, keys, values, out, contexts, all ? contexts->kv_heads : 1, form};
+    Attention job = {q, keys, values, out, contexts, heads_of_task(contexts), form};
     Queries queries = {.job = &job};
     size_t most = 0;
     for (i64 i = 0; i < contexts->num_tasks; i++)
