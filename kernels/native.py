@@ -162,13 +162,11 @@ def load_native(folder: Path, compiler: str | None) -> Native:
         library = ctypes.CDLL(str(_built(folder, compiler)))
         # The threads of torch: in whatever library they are, torch's own leads to it.
         torch_library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
-        threads = [
-            ctypes.cast(function, c_void_p)
-            for function in (torch_library.GOMP_parallel, torch_library.omp_get_max_threads)
-        ]
+        names = ("GOMP_parallel", "omp_get_max_threads", "omp_get_thread_num")
+        threads = [ctypes.cast(getattr(torch_library, name), c_void_p) for name in names]
     except (OSError, AttributeError) as error:
         raise NativeUnavailable(f"native.c cannot be loaded: {error}") from None
-    library.treadle_begin.argtypes = (c_void_p, c_void_p)
+    library.treadle_begin.argtypes = (c_void_p, c_void_p, c_void_p)
     if not library.treadle_begin(*threads):
         raise NativeUnavailable("the system does not let this process use AMX")
     return Native(library)

@@ -52,7 +52,7 @@ static int normalize(const bf16 *x, bf16 *total, const bf16 *weight, bf16 *out, 
         for (i64 token = 0; token < tokens; token++) norm_token(&norm, token, NULL);
         return 1;
     }
-    return run(norm_token, &norm, tokens, 4, 0);
+    return run(norm_token, &norm, tokens, 4, 0, OWN);
 }
 
 // The norm of x + total, where total becomes that sum; of x if there is no total.
@@ -108,5 +108,5 @@ int treadle_norm_rope_write(const bf16 *qkv, const bf16 *q_norm, const bf16 *k_n
         for (i64 token = 0; token < tokens; token++) heads_of_token(&job, token, NULL);
         return 1;
     }
-    return run(heads_of_token, &job, tokens, 4, 0);
+    return run(heads_of_token, &job, tokens, 4, 0, OWN);
 }

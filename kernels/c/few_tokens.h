@@ -118,5 +118,5 @@ static int multiply_few(Product product) {
         for (i64 at = 0; at < in; at += 32, next++)
             to_digits(product.x + tile_place(token, at, in), next, units + (next - digits), totals + (next - digits));
     FewTokens few = {product, digits, units, totals};
-    return run(few_tokens, &few, count_pairs(product.weight), 2, 0);
+    return run(few_tokens, &few, count_pairs(product.weight), 2, 0, OWN);
 }

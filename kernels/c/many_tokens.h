@@ -82,22 +82,28 @@ static inline __attribute__((always_inline)) void multiply_as(const bf16 *x, con
         multiply(x, more, weights, begin, end, BF16, before);
 }
 
-// The tokens from `near` on that are multiplied with a pair of columns before the next pair. `sums` has room for all.
-static void multiply_near(const Product *product, Pair pair, const Weights *weights, i64 near, float *sums,
+// Some tokens that are multiplied with a pair of columns before the next pair.
+typedef struct {
+    i64 from, to;
+    int is_first;  // of a task: they find codes, later ones their weights
+} Near;
+
+static void multiply_near(const Product *product, Pair pair, const Weights *weights, Near near, float *sums,
                           Block *before) {
     const Weight *weight = product->weight;
-    const i64 end = MIN(product->tokens, near + NEAR), steps = weight->in / 32, parts = (steps + DEPTH - 1) / DEPTH;
+    const i64 steps = weight->in / 32, parts = (steps + DEPTH - 1) / DEPTH;
     for (i64 part = 0; part < parts; part++) {
-        for (i64 token = near; token < end; token += 32) {
+        for (i64 token = near.from; token < near.to; token += 32) {
             const bf16 *x = product->x + token * weight->in;
-            const int rows = (int)MIN(32, end - token), below = rows > 16;
-            float *block = sums + (parts > 1 ? (token - near) * 32 : 0);
+            const int rows = (int)MIN(32, near.to - token), below = rows > 16;
+            const int is_first = near.is_first && token == near.from;
+            float *block = sums + (parts > 1 ? (token - near.from) * 32 : 0);  // `sums` has room for all
             if (part)
                 load_sums(block, below);
             else
                 clear_sums();
             multiply_as(x, below ? x + 16 * weight->in : NULL, weights, steps * part / parts,
-                        steps * (part + 1) / parts, token ? BF16 : weight->format, before);
+                        steps * (part + 1) / parts, is_first ? weight->format : BF16, before);
             store_sums(block, below);
             if (part + 1 == parts) *before = (Block){product, block, pair, token, rows, 0};
         }
@@ -107,17 +113,21 @@ static void multiply_near(const Product *product, Pair pair, const Weights *weig
 static void product_task(void *job, i64 index, char *memory) {
     const Product *product = job;
     const Weight *weight = product->weight;
-    const i64 tokens = product->tokens, kept = tokens > NEAR ? 64 * weight->in : 0;
-    const i64 begin = product->pairs * index, end = MIN(begin + product->pairs, count_pairs(weight));
+    const i64 from = index / product->columns * product->task_tokens;
+    const i64 to = MIN(from + product->task_tokens, product->tokens), kept = to - from > NEAR ? 64 * weight->in : 0;
+    const i64 begin = index % product->columns * product->task_pairs;
+    const i64 end = MIN(begin + product->task_pairs, count_pairs(weight));
     float *sums = (float *)memory;
     char *expanded = memory + NEAR * 32 * sizeof(float);
     Block before = {0};
-    configure_rows((int)MIN(tokens, 16), (int)MIN(tokens, 32) - 16);
-    for (i64 near = 0; near < tokens; near += NEAR)
+    configure_rows((int)MIN(to - from, 16), (int)MIN(to - from, 32) - 16);
+    for (Near near = {from, 0, 1}; near.from < to; near = (Near){near.to, 0, 0}) {
+        near.to = MIN(near.from + NEAR, to);
         for (i64 i = begin; i < end; i++) {
             const Pair pair = pair_at(weight, i);
             const Weights weights = weights_of(weight, pair, expanded + (i - begin) * kept);
             multiply_near(product, pair, &weights, near, sums, &before);
         }
+    }
     finish(&before, 32);
 }

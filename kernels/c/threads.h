@@ -1,14 +1,20 @@
 // Threads: those of torch, whose pool spins between operations.
 
+// What threads take work from: of their own first, then from those that have some left.
+typedef struct {
+    i64 next, end;
+} ALIGNED Share;
+
 typedef struct {
     void (*work)(void *job, i64 index, char *memory);
     void *job;
-    i64 count, chunk, next;
+    Share *shares;
+    i64 num_shares, chunk;
     size_t bytes;
 } Loop;
 
 static void (*gomp_parallel)(void (*)(void *), void *, unsigned, unsigned);
-static int (*max_threads)(void);
+static int (*max_threads)(void), (*thread_number)(void);
 
 // Tiles may be configured already by another library, which remembers it: it gets its configuration back.
 typedef struct {
@@ -43,27 +49,41 @@ static void take_part(void *shared) {
     Tiles before;
     if (!reserve(loop->bytes)) return;
     __asm__ volatile("sttilecfg %0" : "=m"(before));
-    for (;;) {
-        const i64 begin = __atomic_fetch_add(&loop->next, loop->chunk, __ATOMIC_RELAXED);
-        const i64 end = MIN(begin + loop->chunk, loop->count);
-        if (begin >= end) break;
-        for (i64 index = begin; index < end; index++) loop->work(loop->job, index, scratch);
+    const i64 own = thread_number();
+    for (i64 i = 0; i < loop->num_shares; i++) {
+        Share *share = loop->shares + (own + i) % loop->num_shares;
+        for (;;) {
+            const i64 begin = __atomic_fetch_add(&share->next, loop->chunk, __ATOMIC_RELAXED);
+            const i64 end = MIN(begin + loop->chunk, share->end);
+            if (begin >= end) break;
+            for (i64 index = begin; index < end; index++) loop->work(loop->job, index, scratch);
+        }
     }
     configure(&before);
 }
 
+// Whether a thread begins with the same part of all work each time, and so finds in its caches what it has written in
+// the operation before; or with whatever is next, because parts take unlike times.
+enum { ANY = 0, OWN = 1 };
+
 // Calls work(job, 0 .. count - 1, memory), each once, with `bytes` of memory for each thread. 0 if there was not
 // enough. A thread takes some that follow each other at a time, and reads memory in its order; a slow one takes fewer.
-static int run(void (*work)(void *, i64, char *), void *job, i64 count, i64 parts, size_t bytes) {
-    Loop loop = {work, job, count, MAX(1, count / (parts * max_threads())), 0, bytes};
+static int run(void (*work)(void *, i64, char *), void *job, i64 count, i64 parts, size_t bytes, int begin) {
+    const i64 threads = MIN(count, max_threads()), num_shares = begin == OWN ? threads : 1;
+    Share shares[num_shares];
+    for (i64 i = 0; i < num_shares; i++) shares[i] = (Share){count * i / num_shares, count * (i + 1) / num_shares};
+    Loop loop = {work, job, shares, num_shares, MAX(1, count / (parts * threads)), bytes};
     gomp_parallel(take_part, &loop, count > 1 ? 0 : 1, 0);
-    return loop.next >= loop.count;
+    for (i64 i = 0; i < num_shares; i++)
+        if (shares[i].next < shares[i].end) return 0;
+    return 1;
 }
 
 // Asks the system for the use of tiles. 0 if it refuses.
-int treadle_begin(void *parallel, void *threads) {
+int treadle_begin(void *parallel, void *threads, void *number) {
     enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
     gomp_parallel = (void (*)(void (*)(void *), void *, unsigned, unsigned))parallel;
     max_threads = (int (*)(void))threads;
+    thread_number = (int (*)(void))number;
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }

@@ -15,7 +15,8 @@
 enum { BF16 = 0, INT8 = 1, INT4 = 2 };
 static const i64 BLOCK_BYTES[] = {1024, 64 + 512, 64 + 256};
 enum { NEXT = 1024, AFTER = 8192 };  // bytes ahead of what is read once, for the first and the second level of caches
-enum { NEAR = 128 };            // tokens that are multiplied with all of a task's weights before the next ones
+enum { NEAR = 256 };            // tokens that are multiplied with all of a task's weights before the next ones
+enum { LEAST_OWN = 128 };       // tokens, for which it is worth it to expand weights that other threads expand as well
 enum { DEPTH = 20 };            // tiles of inputs at a time: two of weights for each fit into the first level of caches
 enum { KEPT_BYTES = 1 << 20 };  // most of a thread's weights in bfloat16: half of the second level
 
@@ -33,7 +34,8 @@ typedef struct {
     const Weight *weight;
     const bf16 *x;
     void *out;
-    i64 tokens, pairs;  // pairs of 16 outputs in a task
+    i64 tokens;
+    i64 task_tokens, task_pairs, columns;  // tokens and pairs of outputs of a task, and tasks of the same tokens
     int form;
 } Product;
 

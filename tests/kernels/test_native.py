@@ -61,7 +61,7 @@ class TestProducts:
 
     @pytest.mark.parametrize("with_bias", [False, True])
     @pytest.mark.parametrize("shape", SHAPES)
-    @pytest.mark.parametrize("tokens", [1, 2, 3, 5, 7, FEW, FEW + 1, 16, 17, 32, 33, 100])
+    @pytest.mark.parametrize("tokens", [1, 2, 3, 5, 7, FEW, FEW + 1, 16, 17, 32, 33, 100, 257, 529])
     def test_they_are_as_exact_as_weights_in_bfloat16(self, form, tokens, shape, with_bias):
         weight, exact = coded(form, *shape)
         x, bias = random(tokens, shape[1]).bfloat16(), random(shape[0]).bfloat16() if with_bias else None
@@ -78,7 +78,7 @@ class TestProducts:
         out = NativeLinear(NATIVE, weight, dtype=torch.float32)(x)
         assert relative_error(out, x.double() @ exact.T) < 1e-4
 
-    @pytest.mark.parametrize("tokens", [1, 5, 20, 70])
+    @pytest.mark.parametrize("tokens", [1, 5, 20, 70, 401])
     def test_gates_are_applied_to_the_other_half(self, form, tokens):
         weight, exact = coded(form, 192, 96)
         x = random(tokens, 96).bfloat16()
@@ -87,7 +87,7 @@ class TestProducts:
         assert out.shape == (tokens, 96)
         assert relative_error(out, torch.nn.functional.silu(gate) * up) < ONE_ROUNDING
 
-    @pytest.mark.parametrize("counts", [range(1, FEW + 1), range(FEW + 1, 80, 7)])
+    @pytest.mark.parametrize("counts", [range(1, FEW + 1), range(FEW + 1, 80, 7), range(80, 640, 111)])
     def test_a_row_does_not_depend_on_the_rows_beside_it(self, form, counts):
         linear, x = NativeLinear(NATIVE, coded(form, 80, 96)[0]), random(max(counts), 96).bfloat16()
         whole = linear(x)
@@ -110,14 +110,15 @@ class TestProducts:
         out = NativeLinear(NATIVE, coded(form, 48, 96)[0], bias)(torch.zeros(3, 96).bfloat16())
         assert torch.equal(out, bias.expand(3, 48))
 
-    @pytest.mark.parametrize("threads", [1, 2, 3])
-    def test_the_number_of_threads_changes_nothing(self, form, threads):
+    @pytest.mark.parametrize("threads", [1, 2, 3, 7])
+    @pytest.mark.parametrize("tokens", [4, 70, 257, 529])
+    def test_the_number_of_threads_changes_nothing(self, form, tokens, threads):
         linear, before = NativeLinear(NATIVE, coded(form, 576, 96)[0]), torch.get_num_threads()
-        few, many = random(4, 96).bfloat16(), random(70, 96).bfloat16()
-        expected = linear(few), linear(many)
+        x = random(tokens, 96).bfloat16()
+        expected = linear(x)
         torch.set_num_threads(threads)
         try:
-            assert torch.equal(linear(few), expected[0]) and torch.equal(linear(many), expected[1])
+            assert torch.equal(linear(x), expected)
         finally:
             torch.set_num_threads(before)
 
