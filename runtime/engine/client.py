@@ -77,6 +77,8 @@ class EngineThread:
     def _receive(self, *, wait: bool) -> list[Event] | None:
         """Applies the commands that have come, waiting for the first if there is nothing else to do; None to stop."""
         events: list[Event] = []
+        while wait and self._inbox.empty() and self._engine.touch_ahead():
+            pass
         while wait or not self._inbox.empty():
             commands = self._inbox.get()
             if commands is None:

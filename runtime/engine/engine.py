@@ -216,6 +216,10 @@ class Engine:
                 events += self._commit(step)
         return events
 
+    def touch_ahead(self) -> bool:
+        """Gets some memory ready for calls to come; for when there is nothing to compute. False if all is ready."""
+        return self.runner.state.touch_ahead(self.scheduler.memory.pool.num_ever_used)
+
     def close(self) -> None:
         """Keeps what was learned, if there is a file for it. There is no step after it."""
         if self._learned is not None:

@@ -12,6 +12,9 @@ from treadle.runtime.engine.device import Device
 from treadle.runtime.models.config import ModelConfig
 from treadle.scheduler import StepPlan
 
+_TOUCHED_AT_ONCE = 2 << 20
+"""Bytes: for so long a command that comes has to wait."""
+
 
 class DeviceState:
     """What the engine keeps between steps.
@@ -43,8 +46,9 @@ class DeviceState:
         self._device = device
         self._loading: tuple[Tensor, Tensor] | None = None
         where = device.torch_device
-        # Pages that hold anything: on a CPU memory is not touched before it is used, and costs nothing until then.
+        # On a CPU the system gives memory when it is first written to: what is never used costs nothing.
         self.kv = torch.empty(arena(num_pages), dtype=dtype, device=where)
+        self._num_touched = 0
         self.host_kv = device.host_memory(arena(host_pages), dtype)
         self.token_pool = torch.zeros(num_slots, max_context, dtype=torch.int64, device=where)
         self.tables = np.zeros((num_slots, -(-max_context // page_size)), dtype=np.int64)
@@ -54,6 +58,25 @@ class DeviceState:
     def page_bytes(self) -> int:
         """What one page of KV takes up, in all layers."""
         return self.kv[:, :, 0].numel() * self.kv.element_size()
+
+    def touch_ahead(self, num_used: int) -> bool:
+        """Writes to some pages for the first time, so that no step has to wait for the system to find them memory.
+
+        Ahead are an eighth of all pages, and as many again as were ever used: a pool that is little used stays small.
+
+        Args:
+            num_used: Pages from this number on have never been used.
+
+        Returns:
+            Whether any were left to write to. On a GPU none is: its memory is there from the beginning.
+        """
+        num_pages = self.kv.shape[2]
+        begin, wanted = max(self._num_touched, num_used), min(num_pages, max(num_pages // 8, 2 * num_used))
+        if begin >= wanted or not self.kv.is_cpu:
+            return False
+        self._num_touched = min(wanted, begin + max(1, _TOUCHED_AT_ONCE // self.page_bytes))
+        self.kv[:, :, begin : self._num_touched].zero_()
+        return True
 
     def write(self, plan: StepPlan) -> None:
         """Carries out all of a plan but its rows.

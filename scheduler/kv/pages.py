@@ -10,6 +10,7 @@ class PagePool:
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
+        self.num_ever_used = 0  # pages from this number on have never been handed out
         self._free = list(range(num_pages - 1, -1, -1))
         self._is_free = bytearray(b"\x01") * num_pages
 
@@ -23,6 +24,7 @@ class PagePool:
         pages = [self._free.pop() for _ in range(count)]
         for page in pages:
             self._is_free[page] = 0
+        self.num_ever_used = max(self.num_ever_used, 1 + max(pages, default=-1))
         return pages
 
     def free(self, pages: Iterable[int]) -> None:
