@@ -96,8 +96,8 @@ static inline __attribute__((always_inline)) void finish_as(Block *block, int un
         if (kind == GATED) {
             store_bf16(out, _mm512_mul_ps(silu(one), other));
         } else if (kind == WIDE) {
-            _mm512_storeu_ps((float *)product->out + place, one);
-            _mm512_storeu_ps((float *)product->out + place + 16 * (pair.second - pair.first), other);
+            _mm512_stream_ps((float *)product->out + place, one);
+            _mm512_stream_ps((float *)product->out + place + 16 * (pair.second - pair.first), other);
         } else if (kind == BOTH) {
             _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(other, one));
         } else {

@@ -45,10 +45,11 @@ def lay_out(rows: Sequence[Row], state: DeviceState, device: Device) -> Layout:
     """The layout of any rows."""
     counts = [row.count for row in rows]
     num_single = next((i for i, count in enumerate(counts) if count > 1), len(rows))
-    positions = np.concatenate([np.arange(row.start, row.end) for row in rows])
-    tokens = np.stack((np.repeat([row.slot for row in rows], counts), positions))
-    slots, sent = device.send(torch.from_numpy(tokens))
     ends = np.cumsum(counts) - 1
+    rest = [row.end - 1 for row in rows] - ends  # from a token's place in the step to its position
+    tokens = np.repeat([[row.slot for row in rows], rest], counts, axis=1)
+    tokens[1] += np.arange(len(tokens[1]))
+    slots, sent = device.send(torch.from_numpy(tokens))
     samples = [row.sample for row in rows]
     last = device.send(torch.from_numpy(ends))
     sampling = last if all(samples) else device.send(torch.from_numpy(ends[samples]))

@@ -46,7 +46,8 @@ def sample(logits: Tensor, rows: Sequence[SampleRow], device: Device) -> Sampled
     reported = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
     logprobs = {i: _top_logprobs(logits[i], rows[i].params) for i in reported}
     for i, row in enumerate(rows):
-        _adjust(logits[i], row, device)
+        if row.params.logit_bias or _has_penalties(row.params):
+            _adjust(logits[i], row, device)
     params = [row.params for row in rows]
     shares = torch.tensor([[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]])
     temperatures, top_p, min_p = device.send(shares)
@@ -69,9 +70,13 @@ def sample(logits: Tensor, rows: Sequence[SampleRow], device: Device) -> Sampled
     return Sampled(tokens, logprobs)
 
 
+def _has_penalties(params: SamplingParams) -> bool:
+    return params.repetition_penalty != 1.0 or bool(params.presence_penalty or params.frequency_penalty)
+
+
 def _adjust(logits: Tensor, row: SampleRow, device: Device) -> None:
     params = row.params
-    if params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
+    if _has_penalties(params):
         penalize(
             logits,
             row.history(),

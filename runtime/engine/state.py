@@ -8,12 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from treadle.runtime.engine.arena import Arena
 from treadle.runtime.engine.device import Device
 from treadle.runtime.models.config import ModelConfig
 from treadle.scheduler import StepPlan
-
-_TOUCHED_AT_ONCE = 2 << 20
-"""Bytes: for so long a command that comes has to wait."""
 
 
 class DeviceState:
@@ -39,17 +37,17 @@ class DeviceState:
         device: Device,
         host_pages: int = 0,
     ) -> None:
-        def arena(pages: int) -> tuple[int, ...]:
-            return model.num_layers, 2, pages, page_size, model.num_kv_heads, model.head_dim
-
+        page = page_size, model.num_kv_heads, model.head_dim
         self.page_size = page_size
         self._device = device
         self._loading: tuple[Tensor, Tensor] | None = None
         where = device.torch_device
-        # On a CPU the system gives memory when it is first written to: what is never used costs nothing.
-        self.kv = torch.empty(arena(num_pages), dtype=dtype, device=where)
-        self._num_touched = 0
-        self.host_kv = device.host_memory(arena(host_pages), dtype)
+        self._arena = Arena(model.num_layers, num_pages, page, dtype) if where.type == "cpu" else None
+        if self._arena is not None:
+            self.kv = self._arena.kv
+        else:
+            self.kv = torch.empty(model.num_layers, 2, num_pages, *page, dtype=dtype, device=where)
+        self.host_kv = device.host_memory((model.num_layers, 2, host_pages, *page), dtype)
         self.token_pool = torch.zeros(num_slots, max_context, dtype=torch.int64, device=where)
         self.tables = np.zeros((num_slots, -(-max_context // page_size)), dtype=np.int64)
         self.page_table = torch.from_numpy(self.tables).to(where)
@@ -60,23 +58,8 @@ class DeviceState:
         return self.kv[:, :, 0].numel() * self.kv.element_size()
 
     def touch_ahead(self, num_used: int) -> bool:
-        """Writes to some pages for the first time, so that no step has to wait for the system to find them memory.
-
-        Ahead are an eighth of all pages, and as many again as were ever used: a pool that is little used stays small.
-
-        Args:
-            num_used: Pages from this number on have never been used.
-
-        Returns:
-            Whether any were left to write to. On a GPU none is: its memory is there from the beginning.
-        """
-        num_pages = self.kv.shape[2]
-        begin, wanted = max(self._num_touched, num_used), min(num_pages, max(num_pages // 8, 2 * num_used))
-        if begin >= wanted or not self.kv.is_cpu:
-            return False
-        self._num_touched = min(wanted, begin + max(1, _TOUCHED_AT_ONCE // self.page_bytes))
-        self.kv[:, :, begin : self._num_touched].zero_()
-        return True
+        """`Arena.touch_ahead`. On a GPU there is nothing to touch: its memory is there from the beginning."""
+        return self._arena is not None and self._arena.touch_ahead(num_used)
 
     def write(self, plan: StepPlan) -> None:
         """Carries out all of a plan but its rows.
@@ -117,7 +100,8 @@ class DeviceState:
         A token whose KV is not can spoil tokens before it, if at all, only in the layers after, where it spoils the
         row's last token as well: that one's in the last layer tells of all.
         """
-        return self.kv[-1].flatten(1, 2)[:, places].isfinite().all(-1).all(-1).all(0)
+        rows = self.kv[-1].flatten(1, 2).flatten(2)[:, places]
+        return (rows * 0).sum((0, 2)) == 0  # 0 times what is not finite is not a number
 
 
 def _scatter(table: Tensor, writes: Iterable[tuple[int, int, Sequence[int]]], device: Device) -> None:
