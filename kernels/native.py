@@ -23,7 +23,7 @@ SOURCE = Path(__file__).with_name("native.c")
 INCLUDED = "c/*.h"
 """What the source includes, beside it."""
 FEATURES = (
-    *("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512_vnni", "avx512_bf16"),
+    *("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_tile", "amx_bf16"),
 )
 """What the processor must have, as Linux names it."""

@@ -14,6 +14,9 @@ from treadle.kernels.native import Native
 OUT_MULTIPLE = 16
 """Outputs that lie side by side."""
 
+CODE_ORDER = (0, 2, 1, 3)
+"""Of the codes of four inputs."""
+
 Matrix: TypeAlias = Tensor | Int4Matrix | Int8Matrix
 """`[out, in]` weights in one of three forms."""
 
@@ -28,6 +31,7 @@ class _Weight(ctypes.Structure):
         ("gated", ctypes.c_int64),
         ("blocks", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("factors", ctypes.c_void_p),
     )
 
 
@@ -57,18 +61,17 @@ class NativeLinear:
         self._native = native
         self._dtype = dtype
         if isinstance(weight, Tensor):
-            kind, blocks, (out_features, in_features) = 0, _tiles(weight), weight.shape
+            kind, blocks, factors, (out_features, in_features) = 0, _tiles(weight), None, weight.shape
         else:
-            kind = 1 if isinstance(weight, Int8Matrix) else 2
-            blocks, (out_features, in_features) = _coded_blocks(weight), weight.codes.shape
+            kind, (out_features, in_features) = 1 if isinstance(weight, Int8Matrix) else 2, weight.codes.shape
+            blocks, factors = _coded_blocks(weight)
         # The weight holds addresses only: what is there must live as long.
-        self._tensors = blocks, bias
+        self._tensors = blocks, bias, factors
         assert fits_native(out_features, in_features)
         assert not gated or (dtype == torch.bfloat16 and out_features % (2 * OUT_MULTIPLE) == 0)
         self.out_features = out_features // 2 if gated else out_features
-        self.weight = _Weight(
-            kind, in_features, out_features, gated, blocks.data_ptr(), None if bias is None else bias.data_ptr()
-        )
+        bias_at, factors_at = (None if x is None else x.data_ptr() for x in (bias, factors))
+        self.weight = _Weight(kind, in_features, out_features, gated, blocks.data_ptr(), bias_at, factors_at)
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[T, out]` of bfloat16 `[T, in]`."""
@@ -89,23 +92,27 @@ def _tiles(weight: Tensor) -> Tensor:
     return blocks.permute(0, 2, 3, 1, 4).contiguous()
 
 
-def _coded_blocks(matrix: Int4Matrix | Int8Matrix) -> Tensor:
+def _coded_blocks(matrix: Int4Matrix | Int8Matrix) -> tuple[Tensor, Tensor]:
     """For each 16 outputs and 32 inputs: scales, minima, and of each four inputs 16 outputs of four codes.
 
-    In 4 bits, those of the four inputs after them share their bytes.
+    In 4 bits, those of the four inputs after them share their bytes. With the blocks come the factors of outputs,
+    powers of two, which leave weights between a half and 1 at their greatest.
     """
     out_features, in_features = matrix.codes.shape
     columns, steps = out_features // OUT_MULTIPLE, in_features // GROUP
+    if isinstance(matrix, Int8Matrix):
+        codes, most, minima = matrix.codes.view(torch.uint8) ^ 128, 255, -128 * matrix.scales
+        fours = codes.view(columns, OUT_MULTIPLE, steps, 8, 4)
+    else:
+        codes, most, minima = matrix.codes, 15, matrix.minima
+        halves = codes.view(columns, OUT_MULTIPLE, steps, 4, 2, 4)
+        fours = halves[..., 0, :] | (halves[..., 1, :] << 4)
+    fours = fours[..., CODE_ORDER].permute(0, 2, 3, 1, 4)
+    greatest = torch.maximum(minima.abs(), (minima + most * matrix.scales).abs()).amax(-1)
+    factors = torch.exp2(torch.frexp(greatest).exponent.float())
 
     def by_block(x: Tensor) -> Tensor:
-        return x.half().view(columns, OUT_MULTIPLE, steps).transpose(1, 2).contiguous().view(torch.uint8)
+        halves = (x / factors[:, None]).half()
+        return halves.view(columns, OUT_MULTIPLE, steps).transpose(1, 2).contiguous().view(torch.uint8)
 
-    if isinstance(matrix, Int8Matrix):
-        unsigned = matrix.codes.view(torch.uint8) ^ 128
-        fours = unsigned.view(columns, OUT_MULTIPLE, steps, 8, 4).permute(0, 2, 3, 1, 4)
-        minima = -128 * matrix.scales.half().float()
-    else:
-        halves = matrix.codes.view(columns, OUT_MULTIPLE, steps, 4, 2, 4)
-        fours = (halves[..., 0, :] | (halves[..., 1, :] << 4)).permute(0, 2, 3, 1, 4)
-        minima = matrix.minima
-    return torch.cat((by_block(matrix.scales), by_block(minima), fours.flatten(2)), -1)
+    return torch.cat((by_block(matrix.scales), by_block(minima), fours.flatten(2)), -1), factors

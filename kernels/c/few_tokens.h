@@ -3,8 +3,6 @@
 // 16 bits of what is greatest in 32 inputs are more than the 8 of bfloat16, and products of bytes are the fastest: each
 // input is 256 * high + low.
 
-enum { FEW = 8 };
-
 typedef struct {
     int8_t high[32], low[32];
 } Digits;
@@ -20,13 +18,14 @@ static void to_digits(const bf16 *x, Digits *digits, float *unit, float *total) 
     __m512 value[2] = {load_bf16(x), load_bf16(x + 16)};
     const float greatest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(value[0]), _mm512_abs_ps(value[1])));
     const __m512 factor = _mm512_set1_ps(greatest > 0 ? 32512.0f / greatest : 0.0f);
+    const __m128i order = _mm_set_epi8(15, 13, 14, 12, 11, 9, 10, 8, 7, 5, 6, 4, 3, 1, 2, 0);  // that of codes
     __m512i sum = _mm512_setzero_si512();
     for (int i = 0; i < 2; i++) {
         const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(value[i], factor));
         const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(128)), 8);
         const __m512i low = _mm512_sub_epi32(whole, _mm512_slli_epi32(high, 8));
-        _mm_storeu_si128((__m128i *)(digits->high + 16 * i), _mm512_cvtepi32_epi8(high));
-        _mm_storeu_si128((__m128i *)(digits->low + 16 * i), _mm512_cvtepi32_epi8(low));
+        _mm_storeu_si128((__m128i *)(digits->high + 16 * i), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(high), order));
+        _mm_storeu_si128((__m128i *)(digits->low + 16 * i), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(low), order));
         sum = _mm512_add_epi32(sum, whole);
     }
     // What is not finite makes the unit, and with it the result, not a number.

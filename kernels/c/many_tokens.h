@@ -1,29 +1,35 @@
 // Products of many tokens: weights are expanded to tiles of bfloat16, while the tiles before them are multiplied. So do
 // sums become outputs: vectors and tiles have units of their own.
 
+// From float16, of magnitudes below 2, to bfloat16: what is not sign or fraction of its exponent is the same for all.
+static inline __m512i round_half(__m512h weights) {
+    const __m512i moved = _mm512_mulhrs_epi16((__m512i)weights, _mm512_set1_epi16(1 << 12));
+    return _mm512_ternarylogic_epi32(moved, _mm512_set1_epi16((short)0x87ff), _mm512_set1_epi16(0x3800), 0xea);
+}
+
 static inline __attribute__((always_inline)) void expand_block(const uint8_t *block, i64 format, __m512i *tile) {
-    const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)block));
-    const __m512 minimum = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(block + 32)));
-    const __m512 digits = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-#pragma GCC unroll 8
-    for (unsigned four = 0; four < 8; four++) {
-        __m512 weights[4];
-        if (format == INT4) {
-            const __m512i codes = _mm512_loadu_si512(block + 64 + 64 * (four / 2));
-#pragma GCC unroll 4
-            for (unsigned i = 0; i < 4; i++)  // the permutation reads the lowest four bits of each lane
-                weights[i] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 8 * i + 4 * (four % 2)), digits);
+    const __m512i twice = _mm512_set_epi16(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8,  //
+                                           7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    const __m512i both = _mm512_loadu_si512(block);
+    const __m512h scale = (__m512h)_mm512_permutexvar_epi16(twice, both);
+    const __m512h minimum = (__m512h)_mm512_permutexvar_epi16(_mm512_add_epi16(twice, _mm512_set1_epi16(16)), both);
+    const __m512i digits = (__m512i)_mm512_cvtepi16_ph(
+        _mm512_set_epi16(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0,  //
+                         15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+    const int codes_of_word = format == INT4 ? 4 : 2, towards_zero = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
+#pragma GCC unroll 16
+    for (int row = 0; row < 16; row++) {
+        const __m512i codes = _mm512_loadu_si512(block + 64 + 64 * (row / codes_of_word));
+        __m512h weights;
+        if (format == INT4) {  // the permutation reads the lowest five bits of each word
+            const unsigned shift = (unsigned[]){0, 8, 4, 12}[row % 4];
+            weights = (__m512h)_mm512_permutexvar_epi16(_mm512_srli_epi16(codes, shift), digits);
         } else {
-            const __m512i codes = _mm512_loadu_si512(block + 64 + 64 * four);
-#pragma GCC unroll 4
-            for (unsigned i = 0; i < 4; i++)
-                weights[i] = _mm512_cvtepi32_ps(
-                    _mm512_and_si512(_mm512_srli_epi32(codes, 8 * i), _mm512_set1_epi32(255)));
+            const __m512i code =
+                row % 2 ? _mm512_srli_epi16(codes, 8) : _mm512_and_si512(codes, _mm512_set1_epi16(255));
+            weights = _mm512_cvtepu16_ph(code);
         }
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) weights[i] = _mm512_fmadd_ps(weights[i], scale, minimum);
-        tile[2 * four] = pairs(weights[0], weights[1]);
-        tile[2 * four + 1] = pairs(weights[2], weights[3]);
+        tile[row] = round_half(_mm512_fmadd_round_ph(weights, scale, minimum, towards_zero));
     }
 }
 

