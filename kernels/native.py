@@ -126,7 +126,10 @@ class Native:
         self.library = library
 
     def linear(self, weight: ctypes.Structure, x: Tensor, out: Tensor) -> None:
-        """The product of `[T, in]` inputs with a weight as `native_linear` lays it out; `out` may be float32."""
+        """The product of `[T, in]` inputs with a weight as `native_linear` lays it out.
+
+        `out` may be float32, and begins at a multiple of 64 bytes, as all tensors that torch makes do.
+        """
         wide = out.dtype == torch.float32
         torch.get_num_threads()  # makes torch's number that of OpenMP, which is each thread's own
         self._check(self.library.treadle_linear(ctypes.byref(weight), x.data_ptr(), out.data_ptr(), len(x), int(wide)))

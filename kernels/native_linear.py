@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import TypeAlias
 
 import torch
@@ -13,6 +14,9 @@ from treadle.kernels.native import Native
 
 OUT_MULTIPLE = 16
 """Outputs that lie side by side."""
+
+_CODED_UNIT = 1 << 16
+"""`CODED_UNIT` of `native.c`."""
 
 Matrix: TypeAlias = Tensor | Int4Matrix | Int8Matrix
 """`[out, in]` weights in one of three forms."""
@@ -92,26 +96,28 @@ def _tiles(weight: Tensor) -> Tensor:
 def _coded_blocks(matrix: Int4Matrix | Int8Matrix) -> tuple[Tensor, Tensor]:
     """For each 16 outputs and 32 inputs: scales, minima, and of each four inputs, 0 2 1 3, 16 outputs of four codes.
 
-    In 4 bits, those of the four inputs after them share their bytes. With the blocks come the factors of outputs,
-    powers of two, which leave weights between a half and 1 at their greatest.
+    In 4 bits, those of the four inputs after them share their bytes. With the blocks come the factors of outputs, which
+    are powers of two: scales and minima are such that no weight is more than 2^14 in float16.
     """
     out_features, in_features = matrix.codes.shape
     columns, steps = out_features // OUT_MULTIPLE, in_features // GROUP
     if isinstance(matrix, Int8Matrix):
-        most, minima = 255, -128 * matrix.scales
         fours = (matrix.codes.view(torch.uint8) ^ 128).view(torch.int32)
+        greatest = 128 * matrix.scales.abs().amax(-1)
     else:
-        most, minima = 15, matrix.minima
-        halves = matrix.codes.view(torch.int32).view(out_features, -1, 2)
-        fours = halves[..., 0] | (halves[..., 1] << 4)
+        pairs = matrix.codes.view(torch.int32).view(out_features, -1, 2)
+        fours = pairs[..., 0] | (pairs[..., 1] << 4)
+        greatest = torch.maximum(matrix.minima.abs(), (matrix.minima + 15 * matrix.scales).abs()).amax(-1)
     fours = fours.view(columns, OUT_MULTIPLE, steps, -1).permute(0, 2, 3, 1).flatten(2)
     exchanged = (fours >> 8).bitwise_xor_(fours).bitwise_and_(0xFF00)
     fours.bitwise_xor_(exchanged).bitwise_xor_(exchanged.bitwise_left_shift_(8))
-    greatest = torch.maximum(minima.abs(), (minima + most * matrix.scales).abs()).amax(-1)
-    factors = torch.exp2(torch.frexp(greatest).exponent.float())
+    units = torch.exp2(torch.frexp(greatest).exponent.float() - 14)
+    scales = (matrix.scales / units[:, None]).half()
+    minima = -128 * scales if isinstance(matrix, Int8Matrix) else (matrix.minima / units[:, None]).half()
 
     def by_block(x: Tensor) -> Tensor:
-        halves = (x / factors[:, None]).half()
-        return halves.view(columns, OUT_MULTIPLE, steps).transpose(1, 2).contiguous().view(torch.uint8)
+        return x.view(columns, OUT_MULTIPLE, steps).transpose(1, 2).contiguous().view(torch.uint8)
 
-    return torch.cat((by_block(matrix.scales), by_block(minima), fours.view(torch.uint8)), -1), factors
+    # Outputs of zeros are exactly zero; those of what is not finite are not, and so are noticed.
+    factors = (units * _CODED_UNIT).masked_fill_(greatest == 0, 0).masked_fill_(~greatest.isfinite(), math.nan)
+    return torch.cat((by_block(scales), by_block(minima), fours.view(torch.uint8)), -1), factors

@@ -44,7 +44,8 @@ class TreadleEngine:
 
     def begin(self, num_sequences: int, max_tokens: int, *, share_prefix: bool) -> None:
         self._apply(*(EndProgram(program) for program in self._programs.values()))
-        # As the thread that turns an engine does between requests. Other engines write to all KV when they start.
+        # As the thread that turns an engine does between requests, so not before the first. Other engines write to all
+        # KV when they start.
         while self._programs and self._engine.touch_ahead():
             pass
         self._programs.clear()

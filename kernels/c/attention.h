@@ -135,7 +135,9 @@ static int attend_all(const Contexts *contexts, const bf16 *q, const bf16 *keys,
     size_t most = 0;
     for (i64 i = 0; i < contexts->num_tasks; i++)
         most = MAX(most, lay_out(&queries, NULL, rows_of(contexts, contexts->tasks + i * TASK_FIELDS)));
-    return run(attention_task, &job, contexts->num_tasks * (contexts->kv_heads / job.together), 4, most, job.together > 1 ? OWN : ANY);
+    // Calls that decode take like times; pieces of prompts, whose heads are apart, do not.
+    const Whose first = job.together > 1 ? OWN : ANY;
+    return run(attention_task, &job, contexts->num_tasks * (contexts->kv_heads / job.together), 4, most, first);
 }
 
 int treadle_attention(const Contexts *contexts, const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out) {

@@ -30,7 +30,7 @@ static void to_digits(const bf16 *x, Digits *digits, float *unit, float *total) 
     }
     // What is not finite makes the unit, and with it the result, not a number.
     const __m512 sound = _mm512_mul_ps(_mm512_add_ps(value[0], value[1]), _mm512_setzero_ps());
-    *unit = greatest / 32512.0f + _mm512_reduce_add_ps(sound);
+    *unit = greatest / (32512.0f * CODED_UNIT) + _mm512_reduce_add_ps(sound);
     *total = *unit * (float)_mm512_reduce_add_epi32(sum);
 }
 

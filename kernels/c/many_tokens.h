@@ -1,11 +1,15 @@
 // Products of many tokens: weights are expanded to tiles of bfloat16, while the tiles before them are multiplied. So do
 // sums become outputs: vectors and tiles have units of their own.
 
-// From float16, of magnitudes below 2, to bfloat16: what is not sign or fraction of its exponent is the same for all.
-static inline __m512i round_half(__m512h weights) {
-    const __m512i moved = _mm512_mulhrs_epi16((__m512i)weights, _mm512_set1_epi16(1 << 12));
-    return _mm512_ternarylogic_epi32(moved, _mm512_set1_epi16((short)0x87ff), _mm512_set1_epi16(0x3800), 0xea);
+// From float16 to bfloat16, divided by CODED_UNIT. An exponent of 5 bits becomes one of 8 by three bits before it that
+// are the same for all: 0 becomes 2^-31, which is 2^-29 of the greatest of its output or less.
+static inline __m512i to_bf16(__m512h weights) {
+    const __m512i moved = _mm512_mulhrs_epi16((__m512i)weights, _mm512_set1_epi16(1 << 12));  // divided by 8, rounded
+    return _mm512_ternarylogic_epi32(moved, _mm512_set1_epi16((short)0x8fff), _mm512_set1_epi16(0x3000), 0xea);
 }
+
+// What is cut off towards zero first is not rounded twice: only the middle between two bfloat16 may go either way.
+enum { TOWARDS_ZERO = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC };
 
 static inline __attribute__((always_inline)) void expand_block(const uint8_t *block, i64 format, __m512i *tile) {
     const __m512i twice = _mm512_set_epi16(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8,  //
@@ -16,7 +20,7 @@ static inline __attribute__((always_inline)) void expand_block(const uint8_t *bl
     const __m512i digits = (__m512i)_mm512_cvtepi16_ph(
         _mm512_set_epi16(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0,  //
                          15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
-    const int codes_of_word = format == INT4 ? 4 : 2, towards_zero = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
+    const int codes_of_word = format == INT4 ? 4 : 2;
 #pragma GCC unroll 16
     for (int row = 0; row < 16; row++) {
         const __m512i codes = _mm512_loadu_si512(block + 64 + 64 * (row / codes_of_word));
@@ -29,7 +33,7 @@ static inline __attribute__((always_inline)) void expand_block(const uint8_t *bl
                 row % 2 ? _mm512_srli_epi16(codes, 8) : _mm512_and_si512(codes, _mm512_set1_epi16(255));
             weights = _mm512_cvtepu16_ph(code);
         }
-        tile[row] = round_half(_mm512_fmadd_round_ph(weights, scale, minimum, towards_zero));
+        tile[row] = to_bf16(_mm512_fmadd_round_ph(weights, scale, minimum, TOWARDS_ZERO));
     }
 }
 
@@ -88,28 +92,23 @@ static inline __attribute__((always_inline)) void multiply_as(const bf16 *x, con
         multiply(x, more, weights, begin, end, BF16, before);
 }
 
-// Some tokens that are multiplied with a pair of columns before the next pair.
-typedef struct {
-    i64 from, to;
-    int is_first;  // of a task: they find codes, later ones their weights
-} Near;
-
-static void multiply_near(const Product *product, Pair pair, const Weights *weights, Near near, float *sums,
-                          Block *before) {
+// Tokens `from` to `to` of a task, which are multiplied with a pair of columns before the next pair. `format` is that
+// of the weights: BF16 if tokens before these have expanded them.
+static void multiply_near(const Product *product, Pair pair, const Weights *weights, i64 from, i64 to, i64 format,
+                          float *sums, Block *before) {
     const Weight *weight = product->weight;
     const i64 steps = weight->in / 32, parts = (steps + DEPTH - 1) / DEPTH;
     for (i64 part = 0; part < parts; part++) {
-        for (i64 token = near.from; token < near.to; token += 32) {
+        for (i64 token = from; token < to; token += 32) {
             const bf16 *x = product->x + token * weight->in;
-            const int rows = (int)MIN(32, near.to - token), below = rows > 16;
-            const int is_first = near.is_first && token == near.from;
-            float *block = sums + (parts > 1 ? (token - near.from) * 32 : 0);  // `sums` has room for all
+            const int rows = (int)MIN(32, to - token), below = rows > 16;
+            float *block = sums + (parts > 1 ? (token - from) * 32 : 0);  // `sums` has room for all
             if (part)
                 load_sums(block, below);
             else
                 clear_sums();
             multiply_as(x, below ? x + 16 * weight->in : NULL, weights, steps * part / parts,
-                        steps * (part + 1) / parts, is_first ? weight->format : BF16, before);
+                        steps * (part + 1) / parts, token == from ? format : BF16, before);
             store_sums(block, below);
             if (part + 1 == parts) *before = (Block){product, block, pair, token, rows, 0};
         }
@@ -127,13 +126,12 @@ static void product_task(void *job, i64 index, char *memory) {
     char *expanded = memory + NEAR * 32 * sizeof(float);
     Block before = {0};
     configure_rows((int)MIN(to - from, 16), (int)MIN(to - from, 32) - 16);
-    for (Near near = {from, 0, 1}; near.from < to; near = (Near){near.to, 0, 0}) {
-        near.to = MIN(near.from + NEAR, to);
+    for (i64 near = from; near < to; near += NEAR)
         for (i64 i = begin; i < end; i++) {
             const Pair pair = pair_at(weight, i);
             const Weights weights = weights_of(weight, pair, expanded + (i - begin) * kept);
-            multiply_near(product, pair, &weights, near, sums, &before);
+            const i64 format = near == from ? weight->format : BF16;
+            multiply_near(product, pair, &weights, near, MIN(near + NEAR, to), format, sums, &before);
         }
-    }
     finish(&before, 32);
 }

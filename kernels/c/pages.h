@@ -5,7 +5,7 @@ typedef struct {
     i64 at[SPAN];
 } Places;
 
-// Tokens `from` to `to` of a slot: those that a run of a task looks at, or, if that is -1, those that all of them share.
+// Tokens `from` to `to` of a slot: those that a run of a task looks at, or, if that is -1, those that all runs share.
 typedef struct {
     i64 run, slot, from, to;
 } Stretch;
@@ -43,8 +43,8 @@ static void find_places(const Attention *job, i64 head, Stretch stretch, Places 
     }
 }
 
-// Where tiles of the first head's keys begin, 16 tokens each: in the pages, if one holds them all, or in `queries->keys`,
-// whose rows are like those of pages. What is behind the last token is not read: memory that nobody has written yet
+// Where tiles of the first head's keys begin, 16 tokens each: in the pages, if one holds them all, or else in
+// `queries->keys`, whose rows are like those of pages. What is behind the last token is not read: memory that nobody has written yet
 // would be given out twice, to be read and to be written.
 typedef struct {
     const bf16 *tiles[SPAN / 16];

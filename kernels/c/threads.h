@@ -60,16 +60,18 @@ static void take_part(void *shared) {
         }
     }
     configure(&before);
+    _mm_sfence();  // streamed results are there for all threads
 }
 
 // Whether a thread begins with the same part of all work each time, and so finds in its caches what it has written in
 // the operation before; or with whatever is next, because parts take unlike times.
-enum { ANY = 0, OWN = 1 };
+typedef enum { ANY, OWN } Whose;
 
 // Calls work(job, 0 .. count - 1, memory), each once, with `bytes` of memory for each thread. 0 if there was not
 // enough. A thread takes some that follow each other at a time, and reads memory in its order; a slow one takes fewer.
-static int run(void (*work)(void *, i64, char *), void *job, i64 count, i64 parts, size_t bytes, int begin) {
-    const i64 threads = MIN(count, max_threads()), num_shares = begin == OWN ? threads : 1;
+static int run(void (*work)(void *, i64, char *), void *job, i64 count, i64 parts, size_t bytes, Whose first) {
+    if (!count) return 1;
+    const i64 threads = MIN(count, max_threads()), num_shares = first == OWN ? threads : 1;
     Share shares[num_shares];
     for (i64 i = 0; i < num_shares; i++) shares[i] = (Share){count * i / num_shares, count * (i + 1) / num_shares};
     Loop loop = {work, job, shares, num_shares, MAX(1, count / (parts * threads)), bytes};

@@ -11,13 +11,15 @@
 //   4 bits     16 scales and 16 minima (float16), then for each eight inputs, 16 outputs of 4 codes in the same order
 //              with those of the four inputs after them in their upper halves
 //
-// and a coded weight is (scale * code + minimum) * the factor of its output, which is such that the rest is at most 1.
-// Words of 16 bits then hold codes of an even and of the next input side by side, as tiles do.
+// and a coded weight is (scale * code + minimum) / CODED_UNIT * the factor of its output. Exchanged so, words of 16
+// bits hold codes of an even input and of the next side by side, as tiles do.
 
 enum { BF16 = 0, INT8 = 1, INT4 = 2 };
 static const i64 BLOCK_BYTES[] = {1024, 64 + 512, 64 + 256};
+enum { CODED_UNIT = 1 << 16 };  // scale * code + minimum, which is 2^14 at most, is this times what is summed
 enum { NEXT = 1024, AFTER = 16384 };  // bytes ahead of what is read once, for the first and the second level of caches
 enum { FEW = 8 };               // tokens that are multiplied with codes as they are
+enum { MOST_CACHED = 8 };       // tokens whose logits may fit into the caches; those of more are stored past them
 enum { NEAR = 256 };            // tokens that are multiplied with all of a task's weights before the next ones
 enum { LEAST_OWN = 128 };       // tokens, for which it is worth it to expand weights that other threads expand as well
 enum { DEPTH = 20 };            // tiles of inputs at a time: two of weights for each fit into the first level of caches
@@ -75,7 +77,7 @@ typedef struct {
     int rows, done;
 } Block;
 
-enum { GATED, WIDE, PAST, BOTH, ONE };  // what there is to be stored of a row, PAST being WIDE past the caches
+enum { GATED, WIDE, STREAMED, BOTH, ONE };  // what there is to be stored of a row
 
 static inline __attribute__((always_inline)) void finish_as(Block *block, int until, int kind) {
     const Product *product = block->product;
@@ -107,7 +109,7 @@ static inline __attribute__((always_inline)) void finish_as(Block *block, int un
         } else if (kind == WIDE) {
             _mm512_storeu_ps((float *)product->out + place, one);
             _mm512_storeu_ps((float *)product->out + place + 16 * (pair.second - pair.first), other);
-        } else if (kind == PAST) {
+        } else if (kind == STREAMED) {
             _mm512_stream_ps((float *)product->out + place, one);
             _mm512_stream_ps((float *)product->out + place + 16 * (pair.second - pair.first), other);
         } else if (kind == BOTH) {
@@ -124,10 +126,10 @@ static __attribute__((noinline)) void finish(Block *block, int rows) {
     if (block->done == until) return;
     if (block->product->weight->gated)
         finish_as(block, until, GATED);
-    else if (block->product->form == WIDE_ROWS && block->product->tokens <= FEW)
+    else if (block->product->form == WIDE_ROWS && block->product->tokens <= MOST_CACHED)
         finish_as(block, until, WIDE);
     else if (block->product->form == WIDE_ROWS)
-        finish_as(block, until, PAST);  // for other threads after an atomic operation: each takes its work by one
+        finish_as(block, until, STREAMED);
     else if (block->pair.second > block->pair.first)
         finish_as(block, until, BOTH);
     else

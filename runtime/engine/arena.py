@@ -8,14 +8,16 @@ import mmap
 
 import torch
 
+from treadle.runtime.errors import InvalidRequestError
+
 _BYTES_AT_ONCE = 2 << 20
 
 
 class Arena:
     """Memory that the system gives when it is first written to: what is never used costs nothing.
 
-    To give it takes time, up to a fifth of a prompt's step. `touch_ahead` has it given while there is nothing else to
-    do, and in huge pages (2 MiB), where the system has them.
+    That takes time, which steps would wait. `touch_ahead` has it given while there is nothing else to do; from its
+    first call on in huge pages (2 MiB), where the system has them.
 
     ::
 
@@ -26,14 +28,21 @@ class Arena:
 
     def __init__(self, num_layers: int, num_pages: int, page: tuple[int, ...], dtype: torch.dtype) -> None:
         shape = num_layers, 2, num_pages, *page
-        self._memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        num_bytes = math.prod(shape) * dtype.itemsize
+        try:
+            self._memory = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise InvalidRequestError(
+                f"the system does not give this process {num_bytes / 2**30:.1f} GiB for {num_pages} KV pages "
+                f"({error.strerror}); use fewer (num_pages), or raise its limit (ulimit -v)"
+            ) from None
         self.kv = torch.frombuffer(self._memory, dtype=dtype).view(shape)
         self._regions = self.kv.flatten(0, 1)
         self._chunk_pages = max(1, _BYTES_AT_ONCE // (math.prod(page) * dtype.itemsize))
         self._num_touched = 0
 
     def touch_ahead(self, num_used: int) -> bool:
-        """Touches a chunk. An eighth of all pages are kept ready, and as many again as were ever used.
+        """Touches a chunk. Ready are kept an eighth of all pages, or as many again as were ever used if that is more.
 
         Args:
             num_used: Pages from this number on have never been used.

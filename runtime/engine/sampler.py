@@ -15,6 +15,7 @@ from treadle.runtime.engine.device import Device
 from treadle.runtime.errors import InvalidRequestError
 from treadle.scheduler import SamplingParams, TokenLogprob
 
+NO_PENALTIES = 1.0, 0.0, 0.0
 MAX_LOGPROBS = 100
 MAX_STOPS = 64
 
@@ -46,7 +47,7 @@ def sample(logits: Tensor, rows: Sequence[SampleRow], device: Device) -> Sampled
     reported = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
     logprobs = {i: _top_logprobs(logits[i], rows[i].params) for i in reported}
     for i, row in enumerate(rows):
-        if row.params.logit_bias or _has_penalties(row.params):
+        if _is_adjusted(row.params):
             _adjust(logits[i], row, device)
     params = [row.params for row in rows]
     shares = torch.tensor([[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]])
@@ -70,21 +71,18 @@ def sample(logits: Tensor, rows: Sequence[SampleRow], device: Device) -> Sampled
     return Sampled(tokens, logprobs)
 
 
-def _has_penalties(params: SamplingParams) -> bool:
-    return params.repetition_penalty != 1.0 or bool(params.presence_penalty or params.frequency_penalty)
+def _is_adjusted(params: SamplingParams) -> bool:
+    return bool(params.logit_bias) or _penalties(params) != NO_PENALTIES
+
+
+def _penalties(params: SamplingParams) -> tuple[float, float, float]:
+    return params.repetition_penalty, params.presence_penalty, params.frequency_penalty
 
 
 def _adjust(logits: Tensor, row: SampleRow, device: Device) -> None:
     params = row.params
-    if _has_penalties(params):
-        penalize(
-            logits,
-            row.history(),
-            row.num_prompt,
-            params.repetition_penalty,
-            params.presence_penalty,
-            params.frequency_penalty,
-        )
+    if _penalties(params) != NO_PENALTIES:
+        penalize(logits, row.history(), row.num_prompt, *_penalties(params))
     if params.logit_bias:
         ids, values = zip(*params.logit_bias, strict=True)
         logits[device.send(torch.tensor(ids))] += device.send(torch.tensor(values))

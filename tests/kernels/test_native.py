@@ -1,6 +1,7 @@
 """The operations of `native.c`, against the same in plain torch."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -112,8 +113,9 @@ class TestProducts:
 
     @pytest.mark.parametrize("threads", [1, 2, 3, 7])
     @pytest.mark.parametrize("tokens", [4, 70, 257, 529])
-    def test_the_number_of_threads_changes_nothing(self, form, tokens, threads):
-        linear, before = NativeLinear(NATIVE, coded(form, 576, 96)[0]), torch.get_num_threads()
+    @pytest.mark.parametrize("outputs", [16, 576])
+    def test_the_number_of_threads_changes_nothing(self, form, outputs, tokens, threads):
+        linear, before = NativeLinear(NATIVE, coded(form, outputs, 96)[0]), torch.get_num_threads()
         x = random(tokens, 96).bfloat16()
         expected = linear(x)
         torch.set_num_threads(threads)
@@ -123,14 +125,60 @@ class TestProducts:
             torch.set_num_threads(before)
 
 
-def test_codes_of_8_bits_reach_their_ends():
+EITHER = pytest.mark.parametrize("tokens", [FEW, FEW + 1, 300])
+"""Codes are multiplied as they are, or expanded first."""
+
+
+@EITHER
+def test_codes_of_8_bits_reach_their_ends(tokens):
     codes = torch.arange(-128, 128, dtype=torch.int8).view(8, 32).repeat(2, 1)
-    weight = Int8Matrix(codes, torch.ones(16, 1))
-    x = torch.eye(32).bfloat16()
-    linear, expected = NativeLinear(NATIVE, weight, dtype=torch.float32), codes.float().T
-    assert torch.equal(linear(x[:FEW]), expected[:FEW])
-    # Of many, a weight is off by up to 2^-15 of what codes of its output can stand for: here 256.
-    assert (linear(x) - expected).abs().max() <= 2**-7
+    out = NativeLinear(NATIVE, Int8Matrix(codes, torch.ones(16, 1)), dtype=torch.float32)(
+        torch.eye(tokens, 32).bfloat16()
+    )
+    expected = codes.float().T[:tokens]
+    assert (out[:32] - expected).abs().max() <= 2**-20
+    assert torch.equal(out[:32].round(), expected)
+
+
+@EITHER
+def test_weights_of_zero_are_zero(tokens):
+    x = torch.ones(tokens, 4096).bfloat16()
+    for matrix in (quantize_int4(torch.zeros(16, 4096)), quantize_int8(torch.zeros(16, 4096))):
+        assert not NativeLinear(NATIVE, matrix, dtype=torch.float32)(x).any()
+
+
+@EITHER
+@pytest.mark.parametrize("small", [0.0, 2**-17])
+def test_groups_have_scales_of_their_own(small, tokens):
+    codes = torch.randint(-127, 128, (16, 4096), dtype=torch.int8)
+    scales = torch.full((16, 128), small)
+    scales[:, 0] = 1
+    matrix = Int8Matrix(codes, scales)
+    x = random(tokens, 4096).bfloat16()
+    x[:, :32] = 0
+    expected = x.double() @ matrix.dequantize().double().T
+    out = NativeLinear(NATIVE, matrix, dtype=torch.float32)(x)
+    assert (out - expected).abs().max() <= 1e-4 + expected.abs().max() / 100
+
+
+@EITHER
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("quantize", [quantize_int4, quantize_int8])
+def test_scales_that_are_not_finite_are_noticed(quantize, bad, tokens):
+    matrix = quantize(random(32, 96))
+    matrix.scales[3, 1] = bad
+    out = NativeLinear(NATIVE, matrix, dtype=torch.float32)(random(tokens, 96).bfloat16())
+    assert not out[:, 3].isfinite().any()
+    assert out[:, 4:].isfinite().all()
+
+
+@EITHER
+def test_there_may_be_more_inputs_than_a_thread_keeps(tokens):
+    matrix = quantize_int4(random(32, 20_000 // 32 * 32))
+    x = random(tokens, matrix.codes.shape[1]).bfloat16()
+    out = NativeLinear(NATIVE, matrix)(x)
+    halves = matrix._replace(scales=matrix.scales.half().float(), minima=matrix.minima.half().float())
+    assert relative_error(out, x.double() @ halves.dequantize().double().T) < ONE_ROUNDING
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 300])

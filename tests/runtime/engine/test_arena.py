@@ -16,6 +16,7 @@ from treadle.runtime.engine.arena import Arena
 from treadle.runtime.engine.build import build_engine
 from treadle.runtime.engine.client import ThreadedEngine
 from treadle.runtime.engine.config import EngineConfig
+from treadle.runtime.errors import InvalidRequestError
 
 PAGE = (4, 2, 64)  # 1 KiB in bfloat16: 2,048 pages of a region at once
 
@@ -96,3 +97,8 @@ def test_what_was_computed_stays(page_size: int):
     first, second = bench.calls["first"], bench.calls["second"]
     assert first.end.usage.cached == 0 < second.end.usage.cached
     assert first.token_ids == second.token_ids
+
+
+def test_too_little_address_space_says_what_to_do():
+    with pytest.raises(InvalidRequestError, match=r"GiB for 1000000000000 KV pages .* use fewer \(num_pages\)"):
+        Arena(30, 10**12, PAGE, torch.bfloat16)
