@@ -1,5 +1,6 @@
-// A decoder's operations in bfloat16 for x86-64 processors with AMX and AVX-512 BF16: what torch does in hundreds of
-// small operations a step, in a few. `native.py` builds this file, and says what each function's arguments are.
+// A decoder's operations in bfloat16 for x86-64 processors with AMX and AVX-512 BF16 and FP16: what torch does in
+// hundreds of small operations a step, in a few. `native.py` builds this file, and says what each function's arguments
+// are.
 //
 //   threads  tiles  weights  many_tokens  few_tokens  products   between   queries  softmax  pages  attention
 //   of torch  AMX   what is multiplied, and how                  norms     what of a context counts for whom

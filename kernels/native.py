@@ -1,6 +1,6 @@
 """The operations of `native.c`: built once with the C compiler of this machine, and called on tensors.
 
-They are for x86-64 processors with AMX and AVX-512 BF16, and for bfloat16. Torch's threads carry them out.
+They are for x86-64 processors with AMX and AVX-512 BF16 and FP16, and for bfloat16. Torch's threads carry them out.
 """
 
 from __future__ import annotations
