@@ -105,7 +105,7 @@ async def test_the_asynchronous_client_streams_too(async_client):
 
 
 def test_an_answer_that_reached_its_limit_is_incomplete(client):
-    final, _ = collected(ask(client, "Count to a hundred.", max_output_tokens=5, stream=True))
+    final, _ = collected(ask(client, "Write a long story about a fox.", max_output_tokens=5, stream=True))
     assert final.status == "incomplete" and final.incomplete_details.reason == "max_output_tokens"
     assert final.output[0].status == "incomplete" and final.usage.output_tokens == 5
 
