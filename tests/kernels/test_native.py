@@ -136,8 +136,10 @@ def test_codes_of_8_bits_reach_their_ends(tokens):
         torch.eye(tokens, 32).bfloat16()
     )
     expected = codes.float().T[:tokens]
-    assert (out[:32] - expected).abs().max() <= 2**-20
-    assert torch.equal(out[:32].round(), expected)
+    if tokens > FEW:  # zero is expanded to 2^-29 of the greatest, which is -128 here, or less
+        assert (out[:32] - expected).abs().max() <= 2**-21
+        out = out.round()
+    assert torch.equal(out[:32], expected)
 
 
 @EITHER
